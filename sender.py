@@ -1,0 +1,178 @@
+"""Publishes tasks to the work queue.
+
+Each task is a persistent message, published as `mandatory` and confirmed by the broker: a task that is counted as
+confirmed is in the queue, and stays there through a restart of the broker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from pika import BasicProperties, DeliveryMode
+
+import broker
+import config
+import tasks
+from output import OutputClosed, SendReport, harmless, note
+
+EXAMPLES = """examples:
+  python sender.py                                       the demo batch of eight tasks
+  python sender.py --task "Clear cache" --difficulty 2   one task
+  python sender.py --count 1000 --seed 7 --quiet         generated tasks, the same ones for the same seed
+  python sender.py --file tasks.jsonl                    one task per line of JSON; - is standard input
+
+exit codes: 0 all confirmed, 1 something was not confirmed, 2 wrong use or input, 3 no broker
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        settings = config.load({"TASK_QUEUE": ("--queue", arguments.queue)})
+        to_send = chosen_tasks(arguments)
+    except (config.SettingError, tasks.BadTask) as error:
+        note(f"sender.py: {error}")
+        return 2
+    bulk = arguments.count is not None or arguments.file is not None
+    report = SendReport(quiet=arguments.quiet, show_progress=bulk, total=arguments.count)
+    return send(to_send, settings, arguments.window, report)
+
+
+def send(to_send: Iterator[tasks.Task], settings: config.Settings, window: int, report: SendReport) -> int:
+    """Publishes the tasks, waits until the broker has settled each, reports, and returns the exit code."""
+    name = f"sender-{uuid.uuid4().hex[:8]}"
+    publisher = broker.Publisher(settings, name, window, report.settled, report.note)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    exit_code, patience = 0, None
+    try:
+        try:
+            for task in to_send:
+                publisher.publish(message(task))
+        except (tasks.BadTask, OSError) as error:  # a bad line ends the sending; what was sent is still confirmed
+            report.note(f"sender.py: {error}")
+            exit_code = 2
+        except KeyboardInterrupt:
+            exit_code, patience = 1, 5.0
+        publisher.close(patience)
+    except broker.BrokerError as error:
+        report.note(f"sender.py: {error}")
+        exit_code = error.exit_code
+    except (OutputClosed, KeyboardInterrupt) as error:
+        report.note(f"sender.py: {error or 'interrupted'}; nothing more is sent")
+        exit_code = 1
+    try:
+        report.close(publisher.published)
+    except OutputClosed:
+        exit_code = exit_code or 1
+    return exit_code or int(report.confirmed < publisher.published)
+
+
+def message(task: tasks.Task) -> broker.Message:
+    """The message that carries a task. Published a second time, it keeps its `message_id`."""
+    properties = BasicProperties(
+        delivery_mode=DeliveryMode.Persistent,
+        content_type="application/json",
+        message_id=str(uuid.uuid4()),
+        timestamp=int(time.time()),
+        app_id="sender.py",
+    )
+    return broker.Message(task.encode(), properties, f"{harmless(task.task)} (difficulty: {task.difficulty:g})")
+
+
+def chosen_tasks(arguments: argparse.Namespace) -> Iterator[tasks.Task]:
+    """The tasks that the flags ask for, one at a time: a million of them never stand in memory."""
+    if arguments.task is not None:
+        return iter([single_task(arguments)])
+    if arguments.count is not None:
+        return tasks.generate(arguments.count, arguments.seed, arguments.max_difficulty)
+    if arguments.file is not None:
+        return tasks_of_file(arguments.file)
+    return iter(tasks.DEMO_BATCH)
+
+
+def single_task(arguments: argparse.Namespace) -> tasks.Task:
+    members: dict[str, Any] = {"id": 1, "task": arguments.task}
+    for name in ("difficulty", "payload"):
+        text = getattr(arguments, name)
+        if text is not None:
+            try:
+                members[name] = json.loads(text)
+            except ValueError:
+                raise tasks.BadTask(f"--{name} {text!r} is not JSON") from None
+    return tasks.Task.decode(json.dumps(members).encode())
+
+
+def tasks_of_file(path: str) -> Iterator[tasks.Task]:
+    """One task per line. Raises BadTask that names the line, or OSError."""
+    name = "standard input" if path == "-" else path
+    with open(sys.stdin.fileno() if path == "-" else path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield tasks.Task.decode(line)
+            except tasks.BadTask as error:
+                raise tasks.BadTask(f"{name}, line {number}: {error}") from None
+
+
+def interrupt(signal_number: int, frame: object) -> None:
+    """The first signal ends the sending, and what is on its way is waited for; a second one ends the program."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+    raise KeyboardInterrupt
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sender.py",
+        description="Publish tasks to the work queue: the demo batch, one task, generated ones, or those of a file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--task", metavar="NAME", help="send one task of this name")
+    source.add_argument("--count", metavar="N", type=whole(0), help="send N generated tasks")
+    source.add_argument("--file", metavar="PATH", help="send the tasks of a file of JSON lines; - is standard input")
+    parser.add_argument("--difficulty", metavar="N", help="with --task: its difficulty, 0 or more")
+    parser.add_argument("--payload", metavar="JSON", help="with --task: an object for the handler")
+    parser.add_argument("--seed", metavar="S", help="with --count: the same tasks for the same seed")
+    parser.add_argument(
+        "--max-difficulty", metavar="D", type=whole(0), help="with --count: the greatest difficulty (default: 5)"
+    )
+    parser.add_argument(
+        "--window", metavar="N", type=whole(1), default=1000, help="unconfirmed tasks at once (default: %(default)s)"
+    )
+    parser.add_argument("--queue", metavar="NAME", help="the work queue, instead of TASK_QUEUE")
+    parser.add_argument("--quiet", action="store_true", help="print only the closing line")
+    arguments = parser.parse_args(argv)
+    if (arguments.task is None) != (arguments.difficulty is None):
+        parser.error("--task and --difficulty go together")
+    if arguments.payload is not None and arguments.task is None:
+        parser.error("--payload goes with --task")
+    if arguments.count is None and not (arguments.seed is None and arguments.max_difficulty is None):
+        parser.error("--seed and --max-difficulty go with --count")
+    if arguments.max_difficulty is None:
+        arguments.max_difficulty = 5
+    return arguments
+
+
+def whole(least: int) -> Any:
+    """A parser of whole numbers from `least` for argparse."""
+
+    def parse_whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        return int(text)
+
+    return parse_whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())

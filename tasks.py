@@ -1,0 +1,159 @@
+"""Tasks: what one is, how it travels as JSON, the demo batch, and the simulated work. Knows no broker."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Progress = Callable[[float, float], None]
+"""Called by a handler with (seconds done, seconds in all)."""
+
+
+class BadTask(ValueError):
+    """A message body that is no task; the message says why."""
+
+
+class Reject(Exception):
+    """Raised by a handler for a task that no further attempt can save: it is dead at once."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work. On the wire: `{"id": 1, "task": "Process image resize", "difficulty": 3}`, in UTF-8."""
+
+    id: int | str
+    task: str
+    difficulty: float
+    payload: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Members that this version does not know: kept, and passed on by `encode`."""
+
+    def encode(self) -> bytes:
+        members: dict[str, Any] = {"id": self.id, "task": self.task, "difficulty": self.difficulty}
+        if self.payload is not None:
+            members["payload"] = self.payload
+        return json.dumps({**members, **self.extra}, ensure_ascii=False, allow_nan=False).encode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> Task:
+        """The task in a message body. Raises BadTask, and nothing else, for any other bytes."""
+        try:
+            text = body.decode()
+            members = json.loads(text, object_pairs_hook=_members, parse_constant=_no_constant)
+            if "\\u" in text:  # half of a surrogate pair can be written as an escape, but is no character
+                json.dumps(members, ensure_ascii=False).encode()
+        except BadTask:
+            raise
+        except UnicodeDecodeError as error:
+            raise BadTask(f"not UTF-8: {error.reason} at byte {error.start}") from None
+        except UnicodeEncodeError:
+            raise BadTask("holds half of a surrogate pair, which is no character") from None
+        except RecursionError:
+            raise BadTask("nested too deeply") from None
+        except ValueError as error:
+            raise BadTask(f"not JSON: {error}") from None
+        if not isinstance(members, dict):
+            raise BadTask(f"a task is a JSON object, this is {_kind(members)}")
+        for name in ("id", "task", "difficulty"):
+            if name not in members:
+                raise BadTask(f"has no {name!r}")
+        return cls(
+            id=_checked_id(members.pop("id")),
+            task=_checked_name(members.pop("task")),
+            difficulty=_checked_difficulty(members.pop("difficulty")),
+            payload=_checked_payload(members.pop("payload", None)),
+            extra=members,
+        )
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise BadTask(f"has {name[:40]!r} twice")
+            seen.add(name)
+    return members
+
+
+def _no_constant(word: str) -> None:
+    raise BadTask(f"{word} is not JSON")
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _checked_id(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise BadTask(f"'id' is {_kind(value)}: it must be an integer or a string")
+    return value
+
+
+def _checked_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadTask(f"'task' is {_kind(value) if value != '' else 'empty'}: it must be a non-empty string")
+    return value
+
+
+def _checked_difficulty(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadTask(f"'difficulty' is {_kind(value)}: it must be a number")
+    try:
+        if not (math.isfinite(value) and value >= 0):
+            raise BadTask("'difficulty' must be finite and not negative")
+    except OverflowError:  # an integer beyond any float
+        raise BadTask("'difficulty' must be finite and not negative") from None
+    return value
+
+
+def _checked_payload(value: Any) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise BadTask(f"'payload' is {_kind(value)}: it must be an object")
+    return value
+
+
+DEMO_BATCH = (
+    Task(1, "Process image resize", 3),
+    Task(2, "Send email notification", 1),
+    Task(3, "Generate PDF report", 5),
+    Task(4, "Clear cache", 1),
+    Task(5, "Generate invoice", 2),
+    Task(6, "Sync product catalogue", 4),
+    Task(7, "Send order confirmation", 1),
+    Task(8, "Update stock levels", 2),
+)
+
+
+def generate(count: int, seed: str | None = None, max_difficulty: int = 5) -> Iterator[Task]:
+    """`count` tasks with ids from 1 and difficulties from 1 to `max_difficulty`; the same ones for the same seed.
+
+    With `max_difficulty` 0 they are no-ops of difficulty 0.
+    """
+    names = [task.task for task in DEMO_BATCH]
+    dice = random.Random(seed)
+    for number in range(1, count + 1):
+        yield Task(number, dice.choice(names), dice.randint(min(1, max_difficulty), max_difficulty))
+
+
+def simulate(task: Task, progress: Progress, seconds_per_difficulty: float) -> None:
+    """The handler of the tutorial: sleeps in proportion to the difficulty.
+
+    Work of more than a second reports its progress after every second and at its end.
+    """
+    total = task.difficulty * seconds_per_difficulty
+    start = time.monotonic()
+    done = 0.0
+    while done < total:
+        step = min(done + 1.0, total)
+        time.sleep(max(0.0, start + step - time.monotonic()))
+        done = step
+        if total > 1:
+            progress(done, total)
