@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from pika import URLParameters
 
 QUEUE_TYPES = ("classic", "quorum", "existing")
 LOG_FORMATS = ("text", "json")
@@ -68,6 +69,10 @@ def _urls(text: str) -> tuple[str, ...]:
         parts = urlsplit(url)
         if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.port == 0:
             raise ValueError
+        try:
+            URLParameters(url)
+        except Exception:  # pika raises whatever it stumbles over, of many kinds
+            raise ValueError from None
     return urls
 
 
@@ -228,14 +233,13 @@ def mask(urls: str) -> str:
 
 def _masked(url: str) -> str:
     url = url.partition("?")[0]
-    scheme, _, rest = url.rpartition("://")
-    if "@" in rest:
-        user, _, host = rest.rpartition("@")
-        user = user.partition(":")[0]
-        return f"{scheme}://{user}:***@{host}"
-    host, colon, port = rest.partition(":")
-    if colon and not re.fullmatch(r"[0-9]*(/.*)?", port) and not rest.startswith("["):
-        return f"{scheme}://{host}:***"
+    head, at, host = url.rpartition("@")
+    scheme, slashes, user = (head if at else host).rpartition("//")
+    name, colon, rest = user.partition(":")
+    if at:
+        return f"{scheme}{slashes}{name}:***@{host}" if colon else url
+    if colon and not name.startswith("[") and not re.fullmatch("[0-9]*(/.*)?", rest):
+        return f"{scheme}{slashes}{name}:***"  # what stands for a port is none: it may be a password
     return url
 
 

@@ -25,10 +25,11 @@ class OutputClosed(Exception):
     """Standard output takes no more: its reader is gone, or the disk is full."""
 
 
-def harmless(text: str) -> str:
-    """`text` in one line that cannot move a cursor, ring a bell or turn letters round: shown as escapes."""
-    if len(text) > MOST_SHOWN:
-        text = text[: MOST_SHOWN - 1] + "…"
+def harmless(text: str, most: int = MOST_SHOWN) -> str:
+    """`text` in one line of at most `most` characters, with escapes for what could move a cursor, ring a bell or
+    turn letters round."""
+    if len(text) > most:
+        text = text[: most - 1] + "…"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c) for c in text)
@@ -52,15 +53,16 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """Writes a line about the program itself, not its tasks, to standard error, if that can be written to."""
+    """Writes a line about the program, or the lines of a traceback, to standard error, if that can be written to."""
+    lines = [harmless(part, most=1000) for part in line.splitlines()]
     with suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+        os.write(2, "".join(f"{part}\n" for part in lines).encode(errors="backslashreplace"))
 
 
 def stars(difficulty: float) -> str:
-    count = math.ceil(min(difficulty, MOST_STARS + 1))
-    row = "⭐" * min(count, MOST_STARS)
-    return row if row and count == difficulty else f"{row} ({difficulty:g})".strip()
+    """A star a point, and the number where stars do not tell it."""
+    count = min(math.ceil(min(difficulty, MOST_STARS + 1)), MOST_STARS)
+    return "⭐" * count if count == difficulty > 0 else f"{'⭐' * count} {difficulty:g}".strip()
 
 
 def bar(done: float, total: float) -> str:

@@ -22,6 +22,7 @@ import broker
 import config
 import tasks
 from output import OutputClosed, SendReport, harmless, note
+from publisher import Publisher
 
 EXAMPLES = """examples:
   python sender.py                                       the demo batch of eight tasks
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def send(to_send: Iterator[tasks.Task], settings: config.Settings, window: int, report: SendReport) -> int:
     """Publishes the tasks, waits until the broker has settled each, reports, and returns the exit code."""
     name = f"sender-{uuid.uuid4().hex[:8]}"
-    publisher = broker.Publisher(settings, name, window, report.settled, report.note)
+    publisher = Publisher(settings, name, window, report.settled, report.note)
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     exit_code, patience = 0, None

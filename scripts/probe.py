@@ -1,0 +1,54 @@
+"""For the shell scripts: what RABBITMQ_URL says, and whether a broker answers there.
+
+probe.py url       shell assignments of the first URL's parts: host, port, user_name, password, vhost, shown
+probe.py answers   exit 0 if an AMQP connection opens, 3 if nothing answers, 4 if it is refused
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from pika import PlainCredentials
+
+import broker
+import config
+
+
+def main(question: str) -> int:
+    try:
+        settings = config.load()
+    except config.SettingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    url = settings.rabbitmq_urls[0]
+    if question == "url":
+        parts = broker.parameters(settings, url, "probe")
+        credentials = parts.credentials
+        assert isinstance(credentials, PlainCredentials)
+        facts = {
+            "host": parts.host,
+            "port": str(parts.port),
+            "user_name": credentials.username,
+            "password": credentials.password,
+            "vhost": parts.virtual_host,
+            "shown": config.mask(url),
+        }
+        print("\n".join(f"{name}={shlex.quote(value)}" for name, value in facts.items()))
+        return 0
+    try:
+        with broker.connect(replace(settings, rabbitmq_urls=(url,), connect_timeout_seconds=5.0), "probe"):
+            return 0
+    except broker.Refused as error:
+        print(error, file=sys.stderr)
+        return 4
+    except broker.BrokerError:
+        return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

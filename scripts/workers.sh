@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# N workers in one terminal:  workers.sh N [flags of worker.py ...]
+# Ctrl-C stops them gracefully, a second Ctrl-C at once.
+. "$(dirname "$0")/lib.sh"
+
+case ${1:-} in
+  '' | *[!0-9]* | 0*) die 2 "usage: workers.sh N [flags of worker.py ...], N from 1" ;;
+esac
+count=$1
+shift
+ensure_python requirements.txt
+
+pids=()
+stop() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
+trap stop INT TERM
+
+set -m # a process group for each: the Ctrl-C of this terminal reaches them once, through the trap
+for _ in $(seq "$count"); do
+  "$python" worker.py "$@" </dev/null &
+  pids+=($!)
+done
+set +m
+
+status=0
+for pid in "${pids[@]}"; do
+  while :; do # a trapped signal ends `wait` early
+    code=0
+    wait "$pid" || code=$?
+    kill -0 "$pid" 2>/dev/null || break
+  done
+  [ "$code" = 0 ] || status=$code
+done
+exit "$status"

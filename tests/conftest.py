@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from brokers import Broker, ContainerBroker, LocalBroker, NoBroker, first_that_works, url_broker
+from programs import Bench
+
+KINDS = ("url", "container", "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--broker",
+        choices=KINDS,
+        help="RABBITMQ_TEST_URL, a container, or a private local node (default: the first of them that works)",
+    )
+
+
+Maker = Callable[[], Broker]
+
+
+@pytest.fixture(scope="session")
+def makers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Maker]:
+    """How to come by a broker of each kind that is allowed."""
+    all_makers: dict[str, Maker] = {
+        "url": url_broker,
+        "container": ContainerBroker,
+        "local": lambda: LocalBroker(tmp_path_factory.mktemp("broker")),
+    }
+    wanted = request.config.getoption("--broker")
+    return {kind: make for kind, make in all_makers.items() if wanted in (None, kind)}
+
+
+def make_broker(makers: list[Maker]) -> Broker:
+    try:
+        return first_that_works(makers)
+    except NoBroker as error:
+        pytest.exit(f"{error}\nInstall rabbitmq-server or Docker, or set RABBITMQ_TEST_URL.", returncode=3)
+
+
+@pytest.fixture(scope="session")
+def shared_broker(makers: dict[str, Maker]) -> Iterator[Broker]:
+    """One broker for all tests that leave it whole."""
+    broker = make_broker(list(makers.values()))
+    print(f"\nbroker: {broker.kind}, {broker.url}")
+    yield broker
+    broker.remove()
+
+
+@pytest.fixture(scope="session")
+def breakable_broker(makers: dict[str, Maker], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that tests may restart and kill: never the one of RABBITMQ_TEST_URL."""
+    allowed = [make for kind, make in makers.items() if kind != "url"]
+    broker = make_broker(allowed or [lambda: LocalBroker(tmp_path_factory.mktemp("breakable")), ContainerBroker])
+    yield broker
+    broker.remove()
+
+
+@pytest.fixture
+def bench(shared_broker: Broker, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(shared_broker, f"test-{uuid.uuid4().hex[:8]}", tmp_path, shared_broker.url)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def breakable(breakable_broker: Broker, tmp_path: Path) -> Iterator[Bench]:
+    """A bench on a broker that may be broken; it is whole at the start of each test."""
+    if not breakable_broker.answers():
+        breakable_broker.start()
+    bench = Bench(breakable_broker, f"test-{uuid.uuid4().hex[:8]}", tmp_path, breakable_broker.url)
+    yield bench
+    if not breakable_broker.answers():
+        breakable_broker.start()
+    bench.close()

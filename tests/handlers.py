@@ -1,0 +1,50 @@
+"""A worker with a handler for tests:  handlers.py NAME [flags of worker.py ...]"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import worker
+from tasks import Progress, Reject, Task
+
+
+def cpu_bound(task: Task, progress: Progress) -> None:
+    """Pure Python for `difficulty` seconds: never sleeps, never lets go of the interpreter by itself."""
+    until = time.monotonic() + task.difficulty
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+def fail(task: Task, progress: Progress) -> None:
+    raise RuntimeError(f"no luck with {task.task}")
+
+
+def fail_once(task: Task, progress: Progress) -> None:
+    marker = Path(f"failed-{task.id}")
+    if not marker.exists():
+        marker.touch()
+        raise RuntimeError("not at first")
+
+
+def reject(task: Task, progress: Progress) -> None:
+    raise Reject("never going to work")
+
+
+def leave(task: Task, progress: Progress) -> None:
+    sys.exit("a handler that ends the program")
+
+
+def kill_worker(task: Task, progress: Progress) -> None:
+    """What a segmentation fault or the out-of-memory killer does."""
+    if task.task == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(worker.main(sys.argv[2:], handle=globals()[sys.argv[1]]))

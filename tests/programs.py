@@ -1,0 +1,170 @@
+"""Running sender.py and worker.py as the processes that users run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brokers import ROOT, Broker
+from pika import BasicProperties
+from pika.exceptions import ChannelClosedByBroker
+from waiting import until
+
+DEFAULTS = {
+    "QUEUE_TYPE": "classic",
+    "CONCURRENCY": "1",
+    "SECONDS_PER_DIFFICULTY": "0.1",
+    "RETRY_DELAYS": "0.2,0.4",
+    "DELIVERY_LIMIT": "20",
+    "HEARTBEAT_SECONDS": "15",
+    "CONNECT_TIMEOUT_SECONDS": "10",
+    "LOG_FORMAT": "json",
+}
+
+
+class Program:
+    """A running program, its output kept in files."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str], **popen: Any) -> None:
+        name = uuid.uuid4().hex[:8]
+        self.stdout_path, self.stderr_path = folder / f"{name}.out", folder / f"{name}.err"
+        popen.setdefault("stdout", self.stdout_path.open("wb"))
+        popen.setdefault("stdin", subprocess.DEVNULL)
+        with self.stderr_path.open("wb") as stderr:
+            self.process = subprocess.Popen(command, env=environment, stderr=stderr, cwd=folder, **popen)
+        if hasattr(popen["stdout"], "close"):
+            popen["stdout"].close()
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_path.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_path.read_text()
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The events of one kind that a worker has printed as JSON so far."""
+        lines = self.stdout.splitlines(keepends=True)
+        return [found for line in lines if line.endswith("\n") and (found := json.loads(line))["event"] == event]
+
+    def wait_for(self, event: str, count: int = 1, seconds: float = 15.0) -> list[dict[str, Any]]:
+        def enough() -> list[dict[str, Any]]:
+            found = self.events(event)
+            return found if len(found) >= count else []
+
+        return until(enough, f"{count} {event} of {self.describe()}", seconds)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 20.0) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end within {seconds:g} s: {self.describe()}") from None
+
+    def describe(self) -> str:
+        return f"{self.process.args!r}\n--- stdout\n{self.stdout[-2000:]}\n--- stderr\n{self.stderr[-2000:]}"
+
+
+@dataclass
+class Bench:
+    """A broker, work queues of this test's own on it, and the programs that run on them."""
+
+    broker: Broker
+    queue: str
+    folder: Path
+    url: str
+    programs: list[Program] = field(default_factory=list)
+
+    @property
+    def dead(self) -> str:
+        return f"{self.queue}.dead"
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in ("PREFETCH_COUNT",)}
+        return {**kept, **DEFAULTS, "RABBITMQ_URL": self.url, "TASK_QUEUE": self.queue, **settings}
+
+    def start(self, program: str, *arguments: str, **settings: str) -> Program:
+        return self.launch(program, list(arguments), settings)
+
+    def launch(self, program: str, arguments: list[str], settings: dict[str, str], **popen: Any) -> Program:
+        """Starts a program of the project; `popen` says what is to be special about its process."""
+        command = [sys.executable, "-W", "error", str(ROOT / program), *arguments]
+        started = Program(command, self.folder, self.environment(**settings), **popen)
+        self.programs.append(started)
+        return started
+
+    def worker(self, *arguments: str, **settings: str) -> Program:
+        """A worker that is consuming."""
+        worker = self.start("worker.py", *arguments, **settings)
+        worker.wait_for("worker_ready")
+        return worker
+
+    def handling(self, handler: str, *arguments: str, **settings: str) -> Program:
+        """A worker with the handler `handler` of handlers.py, consuming."""
+        worker = self.start("tests/handlers.py", handler, *arguments, **settings)
+        worker.wait_for("worker_ready")
+        return worker
+
+    def send(self, *arguments: str, **settings: str) -> str:
+        """Sends, expects success, and returns what the sender printed."""
+        sender = self.start("sender.py", *arguments, **settings)
+        assert sender.wait(60) == 0, sender.describe()
+        return sender.stdout
+
+    def publish(self, body: bytes, properties: BasicProperties | None = None, queue: str = "") -> None:
+        """Publishes as a client of another make does: declares the queue durable without arguments, no properties."""
+        with self.broker.channel() as channel:
+            channel.queue_declare(self.queue, durable=True)
+            channel.confirm_delivery()
+            channel.basic_publish("", queue or self.queue, body, properties, mandatory=True)
+
+    def ready(self, queue: str = "") -> int:
+        """Tasks that wait in a queue; those in the hands of a worker do not count. 0 if there is no such queue."""
+        with self.broker.channel() as channel:
+            try:
+                return channel.queue_declare(queue or self.queue, passive=True).method.message_count
+            except ChannelClosedByBroker as error:
+                if error.reply_code != 404:
+                    raise
+                return 0
+
+    def take_all(self, queue: str = "") -> list[tuple[BasicProperties, bytes]]:
+        """Removes and returns all that waits in a queue."""
+        with self.broker.channel() as channel:
+            found: list[tuple[BasicProperties, bytes]] = []
+            while True:
+                method, properties, body = channel.basic_get(queue or self.queue, auto_ack=True)
+                if method is None or properties is None or body is None:
+                    return found
+                found.append((properties, body))
+
+    def take_dead(self, count: int, seconds: float = 15.0) -> list[tuple[BasicProperties, bytes]]:
+        """Waits until `count` tasks are dead; removes and returns them."""
+        until(lambda: self.ready(self.dead) >= count, f"{count} dead tasks", seconds)
+        return self.take_all(self.dead)
+
+    def close(self) -> None:
+        for program in self.programs:
+            if program.process.poll() is None:
+                program.process.kill()
+            program.process.wait()
+        if self.broker.answers():
+            names = [
+                self.queue,
+                self.dead,
+                *(f"{self.queue}.retry.{delay}s" for delay in ("0.2", "0.4", "1", "5", "30")),
+            ]
+            for name in names:
+                with self.broker.channel() as channel:
+                    channel.queue_delete(name)
