@@ -133,8 +133,8 @@ class Publisher:
         while True:
             try:
                 connection, url = open_connection(self._settings, self._name)
-                declare_task_queue(connection.channel(), self._settings)
-                connection.close()
+                with connection:
+                    declare_task_queue(connection.channel(), self._settings)
                 return url
             except (AMQPError, OSError, BrokerError) as error:
                 failure = explain(error, self._settings)

@@ -35,12 +35,9 @@ class Program:
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str], **popen: Any) -> None:
         name = uuid.uuid4().hex[:8]
         self.stdout_path, self.stderr_path = folder / f"{name}.out", folder / f"{name}.err"
-        popen.setdefault("stdout", self.stdout_path.open("wb"))
-        popen.setdefault("stdin", subprocess.DEVNULL)
-        with self.stderr_path.open("wb") as stderr:
-            self.process = subprocess.Popen(command, env=environment, stderr=stderr, cwd=folder, **popen)
-        if hasattr(popen["stdout"], "close"):
-            popen["stdout"].close()
+        with self.stdout_path.open("wb") as stdout, self.stderr_path.open("wb") as stderr:
+            files = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr, **popen}
+            self.process = subprocess.Popen(command, env=environment, cwd=folder, **files)
 
     @property
     def stdout(self) -> str:
