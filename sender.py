@@ -25,12 +25,13 @@ from output import OutputClosed, SendReport, harmless, note
 from publisher import Publisher
 
 EXAMPLES = """examples:
-  python sender.py                                       the demo batch of eight tasks
-  python sender.py --task "Clear cache" --difficulty 2   one task
-  python sender.py --count 1000 --seed 7 --quiet         generated tasks, the same ones for the same seed
-  python sender.py --file tasks.jsonl                    one task per line of JSON; - is standard input
+  python sender.py                         the demo batch of eight tasks
+  python sender.py --task "Clear cache" --difficulty 2
+  python sender.py --count 1000 --seed 7   generated tasks, the same for the seed
+  python sender.py --file tasks.jsonl      one task per line of JSON
 
-exit codes: 0 all confirmed, 1 something was not confirmed, 2 wrong use or input, 3 no broker
+exit codes:
+  0 all confirmed   1 something was not   2 wrong use or input   3 no broker
 """
 
 
@@ -133,7 +134,7 @@ def interrupt(signal_number: int, frame: object) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sender.py",
-        description="Publish tasks to the work queue: the demo batch, one task, generated ones, or those of a file.",
+        description="Publish tasks to the work queue.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

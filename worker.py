@@ -41,12 +41,14 @@ TICK_SECONDS = 0.1  # how long the main thread waits for the broker before it lo
 Handler = Callable[[tasks.Task, tasks.Progress], None]
 
 EXAMPLES = """examples:
-  python worker.py                                  one task at a time, until Ctrl-C
+  python worker.py                                  a task at a time, till Ctrl-C
   python worker.py --burst                          until the queue is empty
-  python worker.py --concurrency 10 --prefetch 20   ten tasks at once, ten more in hand
+  python worker.py --concurrency 10 --prefetch 20   ten at once, ten more in hand
   for i in {1..5}; do python worker.py & done       five workers
 
-exit codes: 0 stopped as told, 1 stopped at once or output lost, 2 wrong use or queue, 3 the broker refused us
+exit codes:
+  0 stopped as told            1 stopped at once, or the output was lost
+  2 wrong use, or such queue   3 the broker refused us
 """
 
 

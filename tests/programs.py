@@ -96,7 +96,8 @@ class Bench:
 
     def launch(self, program: str, arguments: list[str], settings: dict[str, str], **popen: Any) -> Program:
         """Starts a program of the project; `popen` says what is to be special about its process."""
-        command = [sys.executable, "-W", "error", str(ROOT / program), *arguments]
+        interpreter = [sys.executable, "-W", "error"] if program.endswith(".py") else []
+        command = [*interpreter, str(ROOT / program), *arguments]
         started = Program(command, self.folder, self.environment(**settings), **popen)
         self.programs.append(started)
         return started
@@ -156,6 +157,8 @@ class Bench:
             if program.process.poll() is None:
                 program.process.kill()
             program.process.wait()
+            if program.process.stdin:
+                program.process.stdin.close()
         if self.broker.answers():
             names = [
                 self.queue,

@@ -86,6 +86,17 @@ def test_a_slow_worker_takes_fewer_tasks(bench: Bench) -> None:
     assert len(fast.events("task_completed")) >= 25
 
 
+def test_round_robin_lets_the_slow_worker_fall_behind(bench: Bench) -> None:
+    """Without a limit, tasks are dealt out in turn as they arrive, to the busy worker too."""
+    slow = bench.worker("--prefetch", "0", SECONDS_PER_DIFFICULTY="0.2")
+    fast = bench.worker("--prefetch", "0", SECONDS_PER_DIFFICULTY="0.01")
+    bench.send("--count", "20", "--max-difficulty", "1", "--quiet")
+    fast.wait_for("task_completed", 10)
+    assert len(slow.events("task_completed")) < 5
+    slow.wait_for("task_completed", 10)
+    assert len(fast.events("task_completed")) == 10
+
+
 def test_without_prefetch_the_first_worker_takes_all(bench: Bench) -> None:
     bench.send("--count", "20", "--max-difficulty", "1", "--quiet")
     greedy = bench.worker("--prefetch", "0", SECONDS_PER_DIFFICULTY="0.05")
@@ -199,11 +210,12 @@ def test_tasks_run_side_by_side(bench: Bench) -> None:
 
 def test_a_long_task_that_is_pure_computation_keeps_its_heartbeats(bench: Bench) -> None:
     """20 s of computation in Python under a heartbeat of 5 s: the broker would drop the connection after 10 s."""
-    worker = bench.handling("cpu_bound", "--burst", HEARTBEAT_SECONDS="5")
+    worker = bench.handling("cpu_bound", HEARTBEAT_SECONDS="5")
     bench.send("--task", "compute", "--difficulty", "20", "--quiet")
     (done,) = worker.wait_for("task_completed", seconds=40)
     assert done["redelivered"] is False
     assert worker.events("task_lost_connection") == []
+    worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
     assert worker.stderr == ""
 

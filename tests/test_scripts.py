@@ -1,0 +1,156 @@
+"""The scripts that people call, run as they call them."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from brokers import ROOT, Broker, free_port
+from programs import Bench
+from waiting import until
+
+
+def run(command: str, environment: dict[str, str], seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_the_demo_shows_three_workers_sharing_eight_tasks(bench: Bench) -> None:
+    started = time.monotonic()
+    result = run("./scripts/demo.sh", bench.environment(SECONDS_PER_DIFFICULTY="1.0"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert time.monotonic() - started < 25
+    assert len(re.findall(r"^   \[Worker-\d\] ✅ Task completed!$", result.stdout, re.MULTILINE)) == 8
+    shares = re.findall(r"^  Worker-\d: (\d) tasks, (\d+) seconds of work$", result.stdout, re.MULTILINE)
+    assert sum(int(tasks) for tasks, _ in shares) == 8
+    assert sum(int(seconds) for _, seconds in shares) == 19
+    assert len(shares) == 3
+    assert all(int(tasks) for tasks, _ in shares)
+    assert "8 tasks sent, 8 confirmed" in result.stdout
+    assert "demo." not in bench.broker.ctl("list_queues", "name")
+
+
+def test_the_demo_cleans_up_when_it_is_interrupted(bench: Bench) -> None:
+    demo = bench.launch("scripts/demo.sh", [], {"LOG_FORMAT": "text"})
+    until(lambda: "Received task" in demo.stdout, "the demo to run")
+    demo.signal(signal.SIGTERM)
+    assert demo.wait() == 130
+    assert "demo." not in bench.broker.ctl("list_queues", "name")
+    assert bench.broker.ctl("list_consumers", "consumer_tag").count("Worker-1") == 0
+
+
+def test_workers_run_side_by_side_and_stop_gracefully(bench: Bench) -> None:
+    workers = bench.launch("scripts/workers.sh", ["5"], {"SECONDS_PER_DIFFICULTY": "1"})
+    workers.wait_for("worker_ready", 5)
+    bench.send("--count", "5", "--max-difficulty", "1", "--quiet")
+    workers.wait_for("task_started", 5)
+    workers.signal(signal.SIGTERM)
+    assert workers.wait() == 0
+    assert len(workers.events("task_completed")) == 5
+    assert len(workers.events("worker_stopped")) == 5
+
+
+def test_control_c_in_a_terminal_stops_the_workers_once(bench: Bench) -> None:
+    """The terminal sends Ctrl-C to the whole group: each worker must see it once, or it would stop at once."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = bench.environment(SECONDS_PER_DIFFICULTY="1")
+        os.execve(str(ROOT / "scripts/workers.sh"), ["workers.sh", "3"], environment)
+    try:
+        output = b""
+
+        def read_until(pattern: bytes, count: int) -> None:
+            nonlocal output
+            while output.count(pattern) < count:
+                output += os.read(terminal, 10_000)
+
+        read_until(b"worker_ready", 3)
+        bench.send("--count", "3", "--max-difficulty", "1", "--quiet")
+        read_until(b"task_started", 3)
+        os.write(terminal, b"\x03")
+        read_until(b"worker_stopped", 3)
+        assert output.count(b"task_completed") == 3
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        os.close(terminal)
+
+
+@pytest.mark.parametrize(
+    "command", ["workers.sh", "workers.sh 0", "workers.sh x", "demo.sh 0", "broker.sh", "broker.sh fly"]
+)
+def test_wrong_use_is_explained(bench: Bench, command: str) -> None:
+    result = run(f"./scripts/{command}", bench.environment())
+    assert result.returncode == 2
+    assert "usage: " in result.stderr
+
+
+def test_a_broker_that_answers_is_used_and_never_stopped(bench: Bench) -> None:
+    for command, words in (("up", "answers"), ("status", "not started by this script"), ("down", "nothing to stop")):
+        result = run(f"./scripts/broker.sh {command}", bench.environment())
+        assert result.returncode == 0
+        assert words in result.stdout
+        assert ":***@" in result.stdout
+    assert run("./scripts/broker.sh restart", bench.environment()).returncode == 2
+    assert bench.broker.answers()
+
+
+def test_a_broker_elsewhere_is_not_started(bench: Bench) -> None:
+    result = run("./scripts/broker.sh up", bench.environment(RABBITMQ_URL="amqp://broker.invalid/"))
+    assert result.returncode == 3
+    assert "only a broker on this machine can be started" in result.stderr
+
+
+def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Path, breakable_broker: Broker) -> None:
+    """Of the kind that this machine has: a private node, or a container."""
+    port, management_port = free_port(), free_port()
+    environment = {
+        **os.environ,
+        "RABBITMQ_URL": f"amqp://me:s3cret@127.0.0.1:{port}/mine",
+        "TASK_QUEUE": "kept",
+        "BROKER_DIR": str(tmp_path),
+        "BROKER_KIND": "docker" if breakable_broker.kind == "container" else "node",
+        "COMPOSE_PROJECT_NAME": f"kept-{port}",
+        "RABBITMQ_MANAGEMENT_PORT": str(management_port),
+    }
+    sender, worker = (f"{sys.executable} {name}" for name in ("sender.py --task x --difficulty 0", "worker.py --burst"))
+    try:
+        for command in ("up", "up", "status", "restart"):
+            result = run(f"./scripts/broker.sh {command}", environment)
+            assert result.returncode == 0, result.stderr
+            assert "s3cret" not in result.stdout + result.stderr
+        with socket.create_server(("127.0.0.2", port)):
+            pass  # would fail if the broker listened on more than 127.0.0.1
+        assert "1 confirmed" in run(sender, environment).stdout
+        assert run("./scripts/broker.sh down", environment).returncode == 0
+        assert run("./scripts/broker.sh status", environment).returncode == 3
+        assert run("./scripts/broker.sh up", environment).returncode == 0
+        assert "tasks completed: 1" in run(worker, environment).stdout
+    finally:
+        run("./scripts/broker.sh down", environment)
+        run("docker compose down --volumes", environment)
+    ports_file = tmp_path / str(port) / "ports"
+    ports = [
+        port,
+        *(int(number) for number in re.findall(r"=(\d+)", ports_file.read_text() if ports_file.exists() else "")),
+    ]
+    assert len(ports) == (1 if breakable_broker.kind == "container" else 3)
+    for left_over in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", left_over))
