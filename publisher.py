@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from pika import BasicProperties, SelectConnection
@@ -161,7 +162,7 @@ class Publisher:
 
     def _publish_more(self) -> None:
         self._wake_pending = False
-        if self._channel is None:
+        if self._channel is None or self._error:
             return
         while (self._again or self._inbox) and not (self._one_by_one and self._unconfirmed):
             if self._again:
@@ -184,7 +185,7 @@ class Publisher:
         method = frame.method
         tags = [method.delivery_tag]
         if method.multiple:
-            tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
+            tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
         for tag in tags:
             message = self._unconfirmed.pop(tag)
             outcome = "confirmed" if isinstance(method, Basic.Ack) else "refused"
@@ -225,15 +226,15 @@ class Publisher:
 
     def _on_connection_gone(self, connection: SelectConnection, reason: BaseException) -> None:
         self._channel = None
-        if not self._all_settled():
+        if not (self._all_settled() or self._error):
             self._take_back_unconfirmed()
             self._note(f"Connection lost ({innermost(reason)}): connecting again.")
         connection.ioloop.stop()
 
     def _give_up(self, error: Exception) -> None:
         self._error = error
-        if self._connection:
-            self._connection.ioloop.stop()
+        if self._connection and self._connection.is_open:
+            self._connection.close()
 
     def _take_back_unconfirmed(self) -> None:
         self._again.extendleft(reversed(self._unconfirmed.values()))
