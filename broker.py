@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pika import BasicProperties, BlockingConnection, DeliveryMode, URLParameters
+from pika import BasicProperties, BlockingConnection, DeliveryMode, SelectConnection, SSLOptions, URLParameters
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import (
     AMQPError,
@@ -25,8 +25,9 @@ from pika.exceptions import (
     ProbableAuthenticationError,
     UnroutableError,
 )
+from pika.heartbeat import HeartbeatChecker
 
-from config import Settings, mask
+from config import Settings, mask, tls_context
 
 BLOCKED_SECONDS = 30.0  # how long a worker's publish waits on a broker that is out of memory or disk before it says so
 
@@ -53,6 +54,23 @@ class Misconfigured(BrokerError):
 # Connecting
 
 
+class _SignsOfLife(HeartbeatChecker):
+    """pika looks for a sign of life every heartbeat + 5 s, so that a dead link is noticed after twice that. RabbitMQ
+    sends two in every heartbeat: looking once in each is enough, and notices within two."""
+
+    def _start_check_timer(self) -> None:
+        self._check_interval = self._timeout  # type: ignore[attr-defined]  # the stubs leave out what is private
+        super()._start_check_timer()  # type: ignore[misc]
+
+
+class Connection(SelectConnection):
+    """pika's connection, which notices a dead link within two heartbeats."""
+
+    def _create_heartbeat_checker(self) -> HeartbeatChecker | None:
+        heartbeat = self.params.heartbeat
+        return _SignsOfLife(self, heartbeat) if isinstance(heartbeat, int) and heartbeat else None
+
+
 def parameters(settings: Settings, url: str, name: str) -> URLParameters:
     """How to connect to `url`; `name` is what RabbitMQ's own pages show. What the URL says itself wins."""
     result = URLParameters(url)
@@ -60,6 +78,9 @@ def parameters(settings: Settings, url: str, name: str) -> URLParameters:
         result.heartbeat = settings.heartbeat_seconds
     if result.blocked_connection_timeout is None:
         result.blocked_connection_timeout = BLOCKED_SECONDS
+    if result.ssl_options:
+        # pika's own leaves out the host's name, without which a certificate cannot be checked
+        result.ssl_options = SSLOptions(tls_context(settings), server_hostname=result.host)
     patience = settings.connect_timeout_seconds / len(settings.rabbitmq_urls)
     result.socket_timeout = result.stack_timeout = patience
     result.client_properties = {"connection_name": name}
@@ -88,7 +109,7 @@ def open_connection(settings: Settings, name: str) -> tuple[BlockingConnection, 
     failure = BrokerError("no broker")
     for url in settings.rabbitmq_urls:
         try:
-            return BlockingConnection(parameters(settings, url, name)), url
+            return BlockingConnection(parameters(settings, url, name), _impl_class=Connection), url  # type: ignore[arg-type]
         except (AMQPError, OSError) as error:
             failure = explain(error, settings, url)
             if isinstance(failure, Refused):
@@ -116,7 +137,11 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
     if isinstance(error, ProbableAccessDeniedError) and "is down" not in text:
         return Refused(f"{where} refused the virtual host ({text}): set it as the path of RABBITMQ_URL")
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Refused(f"the certificate of {where} is not trusted: {error.verify_message}")
+        return Refused(f"the certificate of {where} is not trusted ({error.verify_message}): set TLS_CA_FILE")
+    if isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason):
+        return Refused(f"{where} refused our certificate ({text}): set TLS_CERT_FILE and TLS_KEY_FILE")
+    if isinstance(error, ssl.SSLError):
+        return BrokerError(f"{where} does not speak TLS as we do ({text})")
     if isinstance(error, ChannelClosedByBroker) and code == 403:
         return Refused(f"{where} does not allow this ({text}): grant the permission, or set QUEUE_TYPE=existing")
     if isinstance(error, ChannelClosedByBroker) and code == 405:
@@ -128,6 +153,11 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
         return Misconfigured(
             f"queue {queue!r} exists with another {argument!r} ({text.partition(': ')[2]}): choose another TASK_QUEUE, "
             f"set QUEUE_TYPE to {_other_ways(settings)}, or delete the queue when it is empty"
+        )
+    if isinstance(error, ChannelClosedByBroker) and "delivery acknowledgement" in text:
+        return BrokerError(
+            f"a task ran for longer than the broker waits for its acknowledgement ({text.partition(' - ')[2]}): "
+            "raise consumer_timeout in rabbitmq.conf, or make the tasks smaller"
         )
     if isinstance(error, ChannelClosedByBroker) and code == 404 and settings.queue_type == "existing":
         return Misconfigured(f"{text.partition(' - ')[2]}: make it, or set QUEUE_TYPE=classic")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ class Settings:
     delivery_limit: int
     heartbeat_seconds: int
     connect_timeout_seconds: float
+    tls_ca_file: str
+    tls_cert_file: str
+    tls_key_file: str
     log_format: str
 
     @property
@@ -118,6 +122,12 @@ def _delays(text: str) -> tuple[float, ...]:
     return tuple(_positive_seconds(part) for part in text.split(",")) if text else ()
 
 
+def _file(text: str) -> str:
+    if text and not os.access(text, os.R_OK):
+        raise ValueError
+    return text
+
+
 VARIABLES = (
     Variable(
         "RABBITMQ_URL",
@@ -190,6 +200,27 @@ VARIABLES = (
         "how long the sender tries to reach a broker before it gives up; a worker never gives up",
     ),
     Variable(
+        "TLS_CA_FILE",
+        "",
+        _file,
+        "a readable file, or empty",
+        "for amqps: certificates (PEM) to trust in place of the system's; the host's name is always checked",
+    ),
+    Variable(
+        "TLS_CERT_FILE",
+        "",
+        _file,
+        "a readable file, or empty",
+        "for amqps: the certificate (PEM) that we show to the broker",
+    ),
+    Variable(
+        "TLS_KEY_FILE",
+        "",
+        _file,
+        "a readable file, or empty",
+        "for amqps: its private key (PEM), where it is not in the same file",
+    ),
+    Variable(
         "LOG_FORMAT",
         "text",
         _one_of(*LOG_FORMATS),
@@ -223,7 +254,27 @@ def load(flags: Mapping[str, tuple[str, str | None]] | None = None) -> Settings:
             shown = mask(text) if variable.name == "RABBITMQ_URL" else text
             raise SettingError(f"{names[variable.name]}={shown!r}: must be {variable.allowed}") from None
     urls = values.pop("RABBITMQ_URL")
-    return Settings(rabbitmq_urls=urls, **{name.lower(): value for name, value in values.items()})
+    settings = Settings(rabbitmq_urls=urls, **{name.lower(): value for name, value in values.items()})
+    if any(url.startswith("amqps:") for url in urls):
+        tls_context(settings)
+    return settings
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext:
+    """What we trust and show in a TLS connection. Raises SettingError for files that are no certificates."""
+    try:
+        context = ssl.create_default_context(cafile=settings.tls_ca_file or None)
+    except ssl.SSLError:
+        raise SettingError(f"TLS_CA_FILE={settings.tls_ca_file!r}: must hold certificates in PEM format") from None
+    if settings.tls_cert_file:
+        try:
+            context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file or None, password="")
+        except ssl.SSLError:
+            raise SettingError(
+                f"TLS_CERT_FILE={settings.tls_cert_file!r}: must hold a certificate in PEM format, "
+                "and with TLS_KEY_FILE its key, without a passphrase"
+            ) from None
+    return context
 
 
 def mask(urls: str) -> str:

@@ -19,6 +19,7 @@ from pika.spec import Basic
 
 from broker import (
     BrokerError,
+    Connection,
     Message,
     Misconfigured,
     Refused,
@@ -112,7 +113,7 @@ class Publisher:
         """Connects, publishes, and returns when all is settled, or the connection is gone, or all is given up."""
         usable = parameters(self._settings, self._url_that_answers(), self._name)
         usable.blocked_connection_timeout = None  # a sender waits as long as it takes, and says so
-        connection = SelectConnection(
+        connection = Connection(
             usable,
             on_open_callback=self._open_channel,
             on_open_error_callback=self._on_connection_gone,

@@ -30,6 +30,9 @@ def test_the_defaults() -> None:
         delivery_limit=20,
         heartbeat_seconds=15,
         connect_timeout_seconds=10,
+        tls_ca_file="",
+        tls_cert_file="",
+        tls_key_file="",
         log_format="text",
     )
 
@@ -77,6 +80,7 @@ BAD = [
     *[("DELIVERY_LIMIT", value) for value in ("", "0", "-1", "x")],
     *[("HEARTBEAT_SECONDS", value) for value in ("", "0", "-5", "1.5")],
     *[("CONNECT_TIMEOUT_SECONDS", value) for value in ("", "0", "inf", "soon")],
+    *[(name, "/no/such/file") for name in ("TLS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE")],
     *[("LOG_FORMAT", value) for value in ("", "JSON", "xml")],
 ]
 
@@ -142,8 +146,16 @@ def test_a_dotenv_that_is_no_text_is_named() -> None:
         config.load()
 
 
+@pytest.mark.parametrize("name", ["TLS_CA_FILE", "TLS_CERT_FILE"])
+def test_a_file_that_holds_no_certificate_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", "amqps://localhost/")
+    monkeypatch.setenv(name, __file__)
+    with pytest.raises(config.SettingError, match=f"^{name}="):
+        config.load()
+
+
 def test_env_example_shows_every_variable_with_its_default() -> None:
     lines = (Path(__file__).parent.parent / ".env.example").read_text().splitlines()[1:]
     shown = dict(line.removeprefix("#").split("=", 1) for line in lines)
-    defaults = {variable.name: variable.default or "1" for variable in config.VARIABLES}
+    defaults = {variable.name: variable.default for variable in config.VARIABLES} | {"PREFETCH_COUNT": "1"}
     assert shown == defaults

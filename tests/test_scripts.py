@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -70,6 +71,7 @@ def test_control_c_in_a_terminal_stops_the_workers_once(bench: Bench) -> None:
     """The terminal sends Ctrl-C to the whole group: each worker must see it once, or it would stop at once."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever started the tests may have had it ignored
         environment = bench.environment(SECONDS_PER_DIFFICULTY="1")
         os.execve(str(ROOT / "scripts/workers.sh"), ["workers.sh", "3"], environment)
     try:
@@ -78,6 +80,7 @@ def test_control_c_in_a_terminal_stops_the_workers_once(bench: Bench) -> None:
         def read_until(pattern: bytes, count: int) -> None:
             nonlocal output
             while output.count(pattern) < count:
+                assert select.select([terminal], [], [], 15)[0], output
                 output += os.read(terminal, 10_000)
 
         read_until(b"worker_ready", 3)

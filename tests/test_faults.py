@@ -1,0 +1,295 @@
+"""Links cut and stalled, alarms, deletions, time-outs: nothing is lost, and both programs go on by themselves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from forwarder import Forwarder
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pika import BasicProperties
+from programs import Bench, Program
+from waiting import until
+
+from tasks import BadTask, Task
+
+
+@pytest.fixture
+def link(bench: Bench) -> Iterator[Forwarder]:
+    """The programs of this test reach the broker through it; the test itself does not."""
+    forwarder = Forwarder(bench.url)
+    bench.url = forwarder.url
+    yield forwarder
+    forwarder.close()
+
+
+def done_once_each(worker: Program, count: int) -> bool:
+    return Counter(event["id"] for event in worker.events("task_completed")) == Counter(range(1, count + 1))
+
+
+# Links
+
+
+@pytest.mark.parametrize("fault", ["reset", "in mid-frame", "stalled for ever"])
+def test_a_worker_survives_a_broken_link(bench: Bench, link: Forwarder, fault: str) -> None:
+    """The task that runs meanwhile comes back to this worker, and is acknowledged instead of being done again."""
+    worker = bench.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    bench.send("--count", "8", "--max-difficulty", "1", "--quiet", RABBITMQ_URL=bench.broker.url)
+    worker.wait_for("task_completed", 2)
+    broken = time.monotonic()
+    {"reset": link.reset, "in mid-frame": link.cut_in_mid_frame, "stalled for ever": link.stall_for_ever}[fault]()
+    worker.wait_for("worker_ready", 2)
+    noticed = time.monotonic() - broken
+    assert noticed < 2 * 2 + 1.5, "two heartbeats, and the first attempts to connect"
+    worker.wait_for("task_completed", 8)
+    until(lambda: bench.ready() == 0, "an empty queue")
+    assert done_once_each(worker, 8)
+    assert Counter(event["id"] for event in worker.events("task_started")) == Counter(range(1, 9)), "run twice"
+
+
+@pytest.mark.parametrize("fault", ["reset", "in mid-frame", "stalled for ever"])
+def test_a_sender_survives_a_broken_link(bench: Bench, link: Forwarder, fault: str) -> None:
+    count = 60_000
+    sender = bench.start("sender.py", "--count", str(count), "--quiet", HEARTBEAT_SECONDS="2")
+    until(lambda: bench.ready() > 2000, "tasks in the queue")
+    {"reset": link.reset, "in mid-frame": link.cut_in_mid_frame, "stalled for ever": link.stall_for_ever}[fault]()
+    assert sender.wait(60) == 0, sender.describe()
+    assert sender.stdout == f"{count} tasks sent, {count} confirmed\n"
+    assert "Connection lost" in sender.stderr, "the fault came too late to test anything"
+    arrived = Counter(json.loads(body)["id"] for _, body in bench.take_all())
+    assert set(arrived) == set(range(1, count + 1))
+    assert sum(arrived.values()) <= count + 1000, "more than one window was published twice"
+
+
+def test_a_short_stall_is_sat_out(bench: Bench, link: Forwarder) -> None:
+    worker = bench.worker(HEARTBEAT_SECONDS="5")
+    link.stall()
+    bench.send("--quiet", RABBITMQ_URL=bench.broker.url)
+    until(lambda: bench.ready() == 7, "a task to be on its way")
+    link.flow()
+    worker.wait_for("task_completed", 8)
+    assert len(worker.events("worker_ready")) == 1
+    assert worker.stderr == ""
+
+
+def test_a_lost_acknowledgement_is_made_good_without_running_the_task_again(bench: Bench, link: Forwarder) -> None:
+    """The acknowledgement is written, and never arrives: only the redelivery tells."""
+    worker = bench.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    bench.send("--task", "x", "--difficulty", "1", "--quiet", RABBITMQ_URL=bench.broker.url)
+    worker.wait_for("task_started")
+    link.stall_for_ever()
+    worker.wait_for("task_completed")
+    worker.wait_for("worker_ready", 2)
+    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "the acknowledgement to be made good")
+    assert len(worker.events("task_started")) == 1
+    assert len(worker.events("task_completed")) == 1
+
+
+def unacknowledged(bench: Bench) -> int:
+    rows = [line.split() for line in bench.broker.ctl("list_queues", "name", "messages_unacknowledged").splitlines()]
+    return next((int(row[1]) for row in rows if row and row[0] == bench.queue), 0)
+
+
+# The broker
+
+
+def test_a_killed_broker_loses_nothing_that_was_confirmed(breakable: Bench) -> None:
+    sender = breakable.start(
+        "sender.py", "--count", "30000", "--max-difficulty", "0", "--quiet", CONNECT_TIMEOUT_SECONDS="60"
+    )
+    worker = breakable.worker("--concurrency", "4")
+    until(lambda: len(worker.events("task_completed")) > 500, "tasks to be done")
+    breakable.broker.kill()
+    breakable.broker.start()
+    assert sender.wait(60) == 0, sender.describe()
+    until(lambda: len({event["id"] for event in worker.events("task_completed")}) == 30_000, "all tasks", seconds=60)
+
+
+@pytest.mark.parametrize("alarm", ["memory", "disk"])
+def test_in_an_alarm_the_sender_waits_and_acknowledgements_flow(breakable: Bench, alarm: str) -> None:
+    raise_alarm, clear_alarm = {
+        "memory": (["set_vm_memory_high_watermark", "0.00001"], ["set_vm_memory_high_watermark", "0.6"]),
+        "disk": (["set_disk_free_limit", "900GB"], ["set_disk_free_limit", "50MB"]),
+    }[alarm]
+    breakable.send("--count", "20", "--max-difficulty", "1", "--quiet")
+    try:
+        breakable.broker.ctl(*raise_alarm)
+        sender = breakable.start(
+            "sender.py", "--count", "3000", "--max-difficulty", "0", "--quiet", HEARTBEAT_SECONDS="1"
+        )
+        until(lambda: "out of memory or disk" in sender.stderr, "the sender to say that it waits")
+        # meanwhile the worker works, and its acknowledgements arrive
+        worker = breakable.worker(SECONDS_PER_DIFFICULTY="0.05")
+        worker.wait_for("task_completed", 20)
+        until(lambda: unacknowledged(breakable) == 0 and breakable.ready() == 0, "acknowledgements to arrive")
+        assert sender.process.poll() is None
+    finally:
+        breakable.broker.ctl(*clear_alarm)
+    assert sender.wait(30) == 0, sender.describe()
+    assert "The broker takes tasks again." in sender.stderr
+    assert sender.stdout == "3000 tasks sent, 3000 confirmed\n"
+
+
+def test_in_an_alarm_a_failed_task_waits_in_hand_and_is_not_lost(breakable: Bench) -> None:
+    worker = breakable.handling("fail", HEARTBEAT_SECONDS="1", RETRY_DELAYS="")
+    breakable.send("--task", "x", "--difficulty", "0", "--quiet", TASK_QUEUE=f"{breakable.queue}.later")
+    ((_, body),) = breakable.take_all(f"{breakable.queue}.later")
+    breakable.publish(body)  # a first one passes, so that the worker's way is known to work
+    breakable.take_dead(1)
+    breakable.publish(body)
+    breakable.take_dead(1)
+    breakable.publish(json.dumps({"id": 2, "task": "waits", "difficulty": 0}).encode(), queue=breakable.queue)
+    breakable.take_dead(1)
+    try:
+        with breakable.broker.channel() as channel:
+            channel.queue_delete(f"{breakable.queue}.later")
+        starts = len(worker.events("task_started"))
+        breakable.publish(body)
+        breakable.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+        worker.wait_for("task_started", starts + 1)
+    finally:
+        breakable.broker.ctl("set_vm_memory_high_watermark", "0.6")
+    breakable.take_dead(1, seconds=40)
+    until(lambda: unacknowledged(breakable) == 0, "the original to be acknowledged")
+
+
+def test_a_task_that_runs_past_the_delivery_time_out_is_explained_and_not_run_in_a_loop(breakable: Bench) -> None:
+    """RabbitMQ closes the channel of a consumer that does not acknowledge for 30 minutes; here for a second."""
+    breakable.broker.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
+    breakable.broker.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
+    try:
+        worker = breakable.worker(SECONDS_PER_DIFFICULTY="1")
+        breakable.send("--task", "long", "--difficulty", "6", "--quiet")
+        until(lambda: "consumer_timeout" in worker.stderr, "the worker to explain", seconds=20)
+        worker.wait_for("task_completed", seconds=20)
+        assert len(worker.events("task_started")) == 1
+        until(lambda: breakable.ready() == 0 and unacknowledged(breakable) == 0, "the task to be acknowledged")
+    finally:
+        breakable.broker.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+        breakable.broker.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+
+
+# Bodies
+
+
+@hypothesis_settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
+@given(bodies=st.lists(st.binary(max_size=300) | st.text().map(str.encode), min_size=1000, max_size=1000))
+def test_a_thousand_generated_bodies_end_dead_or_done(bench: Bench, bodies: list[bytes]) -> None:
+    worker = bench.worker(SECONDS_PER_DIFFICULTY="0")
+    with bench.broker.channel() as channel:
+        for body in bodies:
+            channel.basic_publish("", bench.queue, body)
+    dead = bench.take_dead(len([body for body in bodies if not is_task(body)]), seconds=60)
+    assert Counter(body for _, body in dead) == Counter(body for body in bodies if not is_task(body))
+    assert "Traceback" not in worker.stderr
+    assert bench.ready() == 0
+
+
+def is_task(body: bytes) -> bool:
+    try:
+        Task.decode(body)
+    except BadTask:
+        return False
+    return True
+
+
+def test_huge_bodies_leave_the_memory_of_a_worker_flat(bench: Bench) -> None:
+    worker = bench.worker()
+    process = psutil.Process(worker.process.pid)
+
+    def memory_after(count: int) -> int:
+        for _ in range(count):
+            bench.publish(b'"' + b"x" * 10_000_000)
+        bench.take_dead(count)
+        return int(process.memory_info().rss)
+
+    first = memory_after(3)
+    assert memory_after(12) < first + (15 << 20)
+
+
+# Message ids
+
+
+def test_without_a_message_id_a_redelivered_task_runs_again(bench: Bench, link: Forwarder) -> None:
+    worker = bench.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}')
+    worker.wait_for("task_started")
+    link.reset()
+    worker.wait_for("task_completed")
+    assert len(worker.events("task_started")) == 2
+    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "the task to be acknowledged")
+
+
+def test_the_same_message_id_on_two_tasks_runs_both(bench: Bench, link: Forwarder) -> None:
+    """Even when both come back after a lost connection, and one of them is known to be done."""
+    same = BasicProperties(message_id="always-the-same")
+    worker = bench.worker("--prefetch", "2", SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}', same)
+    bench.publish(b'{"id": 2, "task": "y", "difficulty": 1}', same)
+    worker.wait_for("task_started")
+    link.reset()
+    worker.wait_for("task_completed", 2)
+    assert {event["id"] for event in worker.events("task_completed")} == {1, 2}
+    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "both tasks to be acknowledged")
+
+
+# Handlers
+
+
+def test_a_rejected_task_is_dead_at_once(bench: Bench) -> None:
+    worker = bench.handling("reject")
+    bench.send("--task", "x", "--difficulty", "0", "--quiet")
+    ((properties, body),) = bench.take_dead(1)
+    assert properties.headers
+    assert (properties.headers["x-error"], properties.headers["x-error-type"]) == ("never going to work", "Reject")
+    assert properties.headers["x-attempts"] == 1
+    assert json.loads(body)["task"] == "x"
+    assert len(worker.events("task_started")) == 1
+    assert worker.stderr == ""
+
+
+def test_a_handler_that_ends_the_program_fails_like_any_other(bench: Bench) -> None:
+    worker = bench.handling("leave", RETRY_DELAYS="")
+    bench.send("--task", "x", "--difficulty", "0", "--quiet")
+    ((properties, _),) = bench.take_dead(1)
+    assert properties.headers
+    assert properties.headers["x-error-type"] == "SystemExit"
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_task_that_kills_its_worker_is_dead_after_the_delivery_limit(bench: Bench, queue_type: str) -> None:
+    settings = {"QUEUE_TYPE": queue_type, "DELIVERY_LIMIT": "3"}
+    bench.send("--task", "kill", "--difficulty", "0", "--quiet", **settings)
+    starts = 0
+    for _ in range(3):
+        worker = bench.handling("kill_worker", **settings)
+        assert worker.wait() == -signal.SIGKILL
+        starts += len(worker.events("task_started"))
+    last = bench.handling("kill_worker", **settings)
+    ((properties, body),) = bench.take_dead(1)
+    assert starts == 3
+    assert last.events("task_started") == []
+    assert properties.headers
+    assert properties.headers["x-error-type"] == "DeliveryLimit"
+    assert json.loads(body)["task"] == "kill"
+    bench.send("--task", "harmless", "--difficulty", "0", "--quiet", **settings)
+    last.wait_for("task_completed")
+
+
+def test_a_retried_task_starts_a_new_count_of_deliveries(bench: Bench) -> None:
+    """A failure that was settled is no sign of a task that kills."""
+    worker = bench.handling("fail_once", DELIVERY_LIMIT="2")
+    bench.publish(
+        b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(message_id="m", headers={"x-deliveries": 1})
+    )
+    (done,) = worker.wait_for("task_completed")
+    assert done["attempt"] == 2
+    assert done["redelivered"] is False
