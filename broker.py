@@ -138,7 +138,7 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
         return Refused(f"{where} refused the virtual host ({text}): set it as the path of RABBITMQ_URL")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Refused(f"the certificate of {where} is not trusted ({error.verify_message}): set TLS_CA_FILE")
-    if isinstance(error, ssl.SSLError) and "ALERT" in str(error.reason):
+    if re.search("ALERT_.*(CERTIFICATE|UNKNOWN_CA)", text):  # after the handshake, pika has only this text of it
         return Refused(f"{where} refused our certificate ({text}): set TLS_CERT_FILE and TLS_KEY_FILE")
     if isinstance(error, ssl.SSLError):
         return BrokerError(f"{where} does not speak TLS as we do ({text})")

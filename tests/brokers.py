@@ -128,17 +128,21 @@ CTL_PATHS = ("/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl", "/opt/homebrew/
 
 
 class ContainerBroker(Broker):
-    def __init__(self, config: str = "") -> None:
+    """`files` go into the container; `ports` of it are published, each on a port of this machine."""
+
+    def __init__(self, files: dict[str, bytes] | None = None, ports: dict[int, int] | None = None) -> None:
+        port = free_port()
         try:
             from testcontainers.community.rabbitmq import RabbitMqContainer
 
-            port = free_port()
             container = RabbitMqContainer(IMAGE)
-            # a fixed port, so that a restart keeps it, and on loopback only
-            ports: dict[Any, Any] = {5672: ("127.0.0.1", port)}
-            container.ports = ports
-            if config:
-                container.with_copy_into_container(config.encode(), "/etc/rabbitmq/conf.d/90-test.conf")
+            # ports of this machine that a restart keeps, and on loopback only
+            published: dict[Any, Any] = {
+                inner: ("127.0.0.1", outer) for inner, outer in {5672: port, **(ports or {})}.items()
+            }
+            container.ports = published
+            for path, content in (files or {}).items():
+                container.with_copy_into_container(content, path, mode=0o644)
             container.start()
         except Exception as error:
             raise NoBroker(f"no container of {IMAGE} ({error}): install Docker") from None
