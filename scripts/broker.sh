@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real RabbitMQ for RABBITMQ_URL:  broker.sh up|down|status|restart|logs
+# A real RabbitMQ for RABBITMQ_URL:  broker.sh up [--nodes N] | down | status | restart | logs
 #
 # `up` takes the first of these that works:
 #   1. a broker that answers at RABBITMQ_URL already (it is used, and never stopped, by these scripts)
@@ -7,14 +7,16 @@
 #   3. a private node of an installed rabbitmq-server, without root, its data in .broker/
 #   4. the same, after installing that package where that is allowed
 # BROKER_KIND=node or BROKER_KIND=docker leaves no choice. Everything listens on loopback only.
+# With --nodes N, N private nodes form a cluster, on the port of RABBITMQ_URL and those after it.
 . "$(dirname "$0")/lib.sh"
 
-usage="usage: broker.sh up|down|status|restart|logs"
+usage="usage: broker.sh up [--nodes N] | down | status | restart | logs"
 
 main() {
-  [ $# = 1 ] || die 2 "$usage"
-  case $1 in
+  nodes=1
+  case "$*" in
     up | down | status | restart | logs) ;;
+    "up --nodes "[1-9]) nodes=$3 ;;
     *) die 2 "$usage" ;;
   esac
   ensure_python requirements.txt
@@ -27,10 +29,16 @@ main() {
 }
 
 broker_up() {
-  local status=0
+  local status=0 clustered=
+  [ "$nodes" = 1 ] || clustered=yes
   answers || status=$?
   case $status in
-    0) say "RabbitMQ answers at $shown${kind:+ (started by this script: $kind)}" && return ;;
+    0)
+      if [ "$kind" != node ] || [ "$nodes" = 1 ]; then
+        say "RabbitMQ answers at $shown${kind:+ (started by this script: $kind)}"
+        return
+      fi
+      ;;
     4) die 3 "RabbitMQ answers at $shown but refuses us, see above: set RABBITMQ_URL" ;;
   esac
   case $host in
@@ -44,20 +52,22 @@ broker_up() {
   esac
   mkdir -p "$state"
   trap 'stop_started; exit 130' INT TERM
-  if [ "${BROKER_KIND:-}" != node ] && docker_usable; then
+  if [ "${BROKER_KIND:-}" != node ] && [ "$nodes" = 1 ] && docker_usable; then
     say "Starting RabbitMQ with Docker Compose ..."
     echo docker >"$state/kind"
     compose up --detach --wait rabbitmq >"$state/docker.log" 2>&1 ||
       { stop_started; die 3 "Docker Compose could not start it: $(tail -n 2 "$state/docker.log")"; }
   else
     find_server || { install_package rabbitmq-server rabbitmq && find_server; } || die 3 "rabbitmq-server is not found"
-    say "Starting a private RabbitMQ node, its data in $state ..."
+    say "Starting a private RabbitMQ node${clustered:+ and $((nodes - 1)) more}, its data in $state ..."
     echo node >"$state/kind"
-    start_node
+    start_nodes
   fi
   wait_until_it_answers
+  [ "$nodes" = 1 ] || form_cluster
   trap - INT TERM
   say "RabbitMQ answers at $shown"
+  [ "$nodes" = 1 ] || say "All nodes: RABBITMQ_URL=$(cluster_url)"
 }
 
 broker_down() {
@@ -77,7 +87,7 @@ broker_status() {
 broker_restart() {
   case $kind in
     docker) compose restart rabbitmq >/dev/null 2>&1 && compose up --detach --wait rabbitmq >/dev/null 2>&1 ;;
-    node) stop_node && find_server && start_node ;;
+    node) stop_nodes && find_server && start_nodes ;;
     *) die 2 "the broker at $shown was not started by this script: restart it yourself" ;;
   esac
   wait_until_it_answers
@@ -87,7 +97,7 @@ broker_restart() {
 broker_logs() {
   case $kind in
     docker) compose logs --no-log-prefix rabbitmq ;;
-    node) cat "$state/node.log" ;;
+    node) cat "$state"/*.log ;;
     *) die 2 "the broker at $shown was not started by this script: its logs are elsewhere" ;;
   esac
 }
@@ -108,7 +118,7 @@ wait_until_it_answers() {
 stop_started() {
   case $(cat "$state/kind" 2>/dev/null) in
     docker) compose rm --stop --force rabbitmq >/dev/null 2>&1 ;;
-    node) stop_node ;;
+    node) stop_nodes ;;
   esac
   rm -f "$state/kind"
 }
@@ -138,56 +148,106 @@ find_server() { # the plain script: the one in Debian's PATH changes to another 
   server=$(command -v rabbitmq-server)
 }
 
-start_node() {
-  # ports of its own, also for the Erlang port mapper, so that no other node of this machine is met
-  [ -e "$state/ports" ] || free_ports >"$state/ports"
+start_nodes() {
+  # ports of their own, also for the Erlang port mapper, so that no other node of this machine is met
+  [ -e "$state/ports" ] || free_ports "$nodes" >"$state/ports"
   # shellcheck disable=SC1091
   . "$state/ports"
-  cat >"$state/rabbitmq.conf" <<C
-listeners.tcp.1 = 127.0.0.1:$port
+  nodes=$(set -- $dist_ports && echo $#)
+  printf '[].\n' >"$state/enabled_plugins"
+  local dist_port node_port=$port
+  for dist_port in $dist_ports; do
+    start_node "$node_port" "$dist_port"
+    node_port=$((node_port + 1))
+  done
+  kind=node
+}
+
+start_node() { # start_node PORT DIST_PORT: unless it runs
+  ! any_runs "$(cat "$state/$1.pid" 2>/dev/null)" || return 0
+  cat >"$state/$1.conf" <<C
+listeners.tcp.1 = 127.0.0.1:$1
 distribution.listener.interface = 127.0.0.1
 default_user = $user_name
 default_pass = $password
 default_vhost = $vhost
 ${BROKER_CONFIG:-}
 C
-  printf '[].\n' >"$state/enabled_plugins"
-  rm -f "$state/pid"
+  rm -f "$state/$1.pid"
   set -m # a process group of its own: a Ctrl-C in this terminal is not for the broker
   HOME=$state ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT=$epmd_port \
-    RABBITMQ_NODENAME=rabbit-$port@localhost RABBITMQ_NODE_PORT=$port RABBITMQ_DIST_PORT=$dist_port \
-    RABBITMQ_CONF_ENV_FILE=$state/no-such-file RABBITMQ_CONFIG_FILE=$state/rabbitmq.conf \
-    RABBITMQ_ENABLED_PLUGINS_FILE=$state/enabled_plugins RABBITMQ_PID_FILE=$state/pid \
+    RABBITMQ_NODENAME=rabbit-$1@localhost RABBITMQ_NODE_PORT=$1 RABBITMQ_DIST_PORT=$2 \
+    RABBITMQ_CONF_ENV_FILE=$state/no-such-file RABBITMQ_CONFIG_FILE=$state/$1.conf \
+    RABBITMQ_ENABLED_PLUGINS_FILE=$state/enabled_plugins RABBITMQ_PID_FILE=$state/$1.pid \
     RABBITMQ_MNESIA_BASE=$state/data RABBITMQ_LOG_BASE=$state/log RABBITMQ_LOGS=- \
-    nohup "$server" </dev/null >"$state/node.log" 2>&1 &
+    nohup "$server" </dev/null >"$state/$1.log" 2>&1 &
   launcher=$!
   set +m
-  kind=node
 }
 
-free_ports() {
-  "$python" - <<'P'
+free_ports() { # free_ports NODES
+  "$python" - "$1" <<'P'
 import socket
+import sys
 
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-for name, sock in zip(("dist_port", "epmd_port"), sockets):
-    print(f"{name}={sock.getsockname()[1]}")
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]) + 1)]
+epmd, *dist = (sock.getsockname()[1] for sock in sockets)
+print(f"epmd_port={epmd}\ndist_ports='{' '.join(map(str, dist))}'")
 P
 }
 
-alive() { kill -0 "${launcher:-0}" 2>/dev/null || kill -0 "$(cat "$state/pid" 2>/dev/null || echo 0)" 2>/dev/null; }
+form_cluster() {
+  local number
+  for number in $(seq 1 $((nodes - 1))); do
+    local other=$((port + number))
+    ctl "$other" await_startup >/dev/null
+    [ ! -e "$state/$other.joined" ] || continue
+    ctl "$other" stop_app && ctl "$other" join_cluster "rabbit-$port@localhost" && ctl "$other" start_app ||
+      { stop_started; die 3 "the node on port $other could not join the cluster"; }
+    touch "$state/$other.joined"
+  done >/dev/null
+}
 
-stop_node() {
+ctl() { # ctl PORT COMMAND ...
+  local node_port=$1
+  shift
+  HOME=$state ERL_EPMD_PORT=$epmd_port "$(dirname "$server")/rabbitmqctl" --quiet --node "rabbit-$node_port@localhost" "$@"
+}
+
+cluster_url() {
+  local number url=
+  for number in $(seq 0 $((nodes - 1))); do
+    url=$url,${shown/:$port\//:$((port + number))/}
+  done
+  echo "${url#,}"
+}
+
+alive() { kill -0 "${launcher:-0}" 2>/dev/null || any_runs $(node_pids); }
+
+node_pids() { cat "$state"/*.pid 2>/dev/null || true; }
+
+any_runs() { # any_runs PID ...
   local pid
-  pid=$(cat "$state/pid" 2>/dev/null || echo "${launcher:-}")
-  if [ -n "$pid" ] && kill -TERM "$pid" 2>/dev/null; then
-    for _ in $(seq 150); do
-      kill -0 "$pid" 2>/dev/null || break
+  for pid in "$@"; do
+    [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null && return
+  done
+  return 1
+}
+
+stop_nodes() {
+  local pids
+  pids=$(node_pids) # a node removes its file long before it has ended
+  [ -n "$pids" ] || pids=${launcher:-}
+  # shellcheck disable=SC2086
+  if [ -n "$pids" ]; then
+    kill -TERM $pids 2>/dev/null || true
+    for _ in $(seq 200); do
+      any_runs $pids || break
       sleep 0.1
     done
-    kill -KILL "$pid" 2>/dev/null || true
+    kill -KILL $pids 2>/dev/null || true
   fi
-  rm -f "$state/pid"
+  rm -f "$state"/*.pid
   # shellcheck disable=SC1091
   . "$state/ports"
   command -v epmd >/dev/null 2>&1 && ERL_EPMD_ADDRESS=127.0.0.1 epmd -port "$epmd_port" -kill >/dev/null 2>&1 || true

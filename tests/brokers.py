@@ -34,7 +34,8 @@ class Broker:
 
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
-        connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        """Of a connection of its own, to the first node that answers."""
+        connection = pika.BlockingConnection([pika.URLParameters(url) for url in self.url.split(",")])
         try:
             yield connection.channel()
         finally:
@@ -68,14 +69,19 @@ class Broker:
 
 
 class LocalBroker(Broker):
-    def __init__(self, folder: Path, config: str = "") -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, config: str = "", nodes: int = 1) -> None:
+        self.port = free_port(in_a_row=nodes)
+        self.nodes = nodes
         super().__init__(f"amqp://guest:guest@127.0.0.1:{self.port}/", "local")
         self.folder = folder
         self.config = config
         self.start()
 
-    def _script(self, command: str) -> None:
+    @property
+    def state(self) -> Path:
+        return self.folder / str(self.port)
+
+    def _script(self, *command: str) -> None:
         environment = {
             **os.environ,
             "RABBITMQ_URL": self.url,
@@ -84,7 +90,7 @@ class LocalBroker(Broker):
             "BROKER_CONFIG": self.config,
         }
         result = subprocess.run(
-            [ROOT / "scripts/broker.sh", command],
+            [ROOT / "scripts/broker.sh", *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -95,22 +101,21 @@ class LocalBroker(Broker):
             raise NoBroker(result.stderr.strip())
 
     def start(self) -> None:
-        self._script("up")
+        self._script("up", *([] if self.nodes == 1 else ["--nodes", str(self.nodes)]))
 
     def restart(self) -> None:
         self._script("restart")
 
     def kill(self) -> None:
-        pid = int((self.folder / str(self.port) / "pid").read_text())
+        pid = int((self.state / f"{self.port}.pid").read_text())
         os.kill(pid, signal.SIGKILL)
         until(lambda: not self.answers(), "the killed node to be gone")
 
     def ctl(self, *arguments: str) -> str:
-        state = self.folder / str(self.port)
-        ports = dict(line.split("=") for line in (state / "ports").read_text().split())
+        ports = dict(line.split("=") for line in (self.state / "ports").read_text().splitlines())
         environment = {
             **os.environ,
-            "HOME": str(state),
+            "HOME": str(self.state),
             "ERL_EPMD_PORT": ports["epmd_port"],
             "RABBITMQ_NODENAME": f"rabbit-{self.port}@localhost",
         }
@@ -171,9 +176,97 @@ class ContainerBroker(Broker):
         self._testcontainer.stop()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+class Cluster(Broker):
+    """Three nodes. `url` names all of them."""
+
+    def leader(self, queue: str) -> str:
+        """The node that leads a quorum queue."""
+        rows = [line.split() for line in self.ctl("list_queues", "name", "leader").splitlines()]
+        return next((row[1] for row in rows if len(row) == 2 and row[0] == queue), "")
+
+    def kill_node(self, node: str) -> None:
+        """Ends one node as a power cut would; `start` brings it back."""
+        raise NotImplementedError
+
+
+class LocalCluster(Cluster):
+    def __init__(self, folder: Path) -> None:
+        self._first = LocalBroker(folder, nodes=3)
+        ports = range(self._first.port, self._first.port + 3)
+        super().__init__(",".join(f"amqp://guest:guest@127.0.0.1:{port}/" for port in ports), "local")
+
+    def ctl(self, *arguments: str) -> str:
+        port = next(port for port in range(self._first.port, self._first.port + 3) if answers(port))
+        return self._first.ctl("--node", f"rabbit-{port}@localhost", *arguments)
+
+    def kill_node(self, node: str) -> None:
+        port = int(node.removeprefix("rabbit-").partition("@")[0])
+        os.kill(int((self._first.state / f"{port}.pid").read_text()), signal.SIGKILL)
+        until(lambda: not answers(port), "the killed node to be gone")
+
+    def start(self) -> None:
+        self._first.start()
+
+    def remove(self) -> None:
+        self._first.remove()
+
+
+class ContainerCluster(Cluster):
+    """deploy/docker-compose.cluster.yml"""
+
+    def __init__(self) -> None:
+        self._ports = [free_port() for _ in range(3)]
+        self._project = f"cluster-{self._ports[0]}"
+        super().__init__(",".join(f"amqp://guest:guest@127.0.0.1:{port}/" for port in self._ports), "container")
+        self.start()
+
+    def _compose(self, *arguments: str) -> str:
+        command = ["docker", "compose", "--file", str(ROOT / "deploy/docker-compose.cluster.yml")]
+        ports = {f"RABBITMQ_PORT_{number}": str(port) for number, port in enumerate(self._ports, start=1)}
+        result = subprocess.run(
+            [*command, "--project-name", self._project, *arguments],
+            env={**os.environ, **ports},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise NoBroker(result.stderr.strip())
+        return result.stdout
+
+    def ctl(self, *arguments: str) -> str:
+        number = next(number for number, port in enumerate(self._ports, start=1) if answers(port))
+        return self._compose("exec", "-T", f"rabbit{number}", "rabbitmqctl", *arguments)
+
+    def kill_node(self, node: str) -> None:
+        service = node.removeprefix("rabbit@")
+        self._compose("kill", service)
+        until(lambda: not answers(self._ports[int(service[-1]) - 1]), "the killed node to be gone")
+
+    def start(self) -> None:
+        self._compose("up", "--detach", "--wait")
+
+    def remove(self) -> None:
+        self._compose("down", "--volumes")
+
+
+def answers(port: int) -> bool:
+    """Whether a broker answers on a port of this machine."""
+    return Broker(f"amqp://guest:guest@127.0.0.1:{port}/", "").answers()
+
+
+def free_port(in_a_row: int = 1) -> int:
+    """A port of loopback that is free, and so are those after it if there are to be more in a row."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = int(first.getsockname()[1])
+            try:
+                for number in range(port + 1, port + in_a_row):
+                    socket.create_server(("127.0.0.1", number)).close()
+                return port
+            except OSError:
+                continue
 
 
 def url_broker() -> Broker:

@@ -5,7 +5,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import Broker, ContainerBroker, LocalBroker, NoBroker, first_that_works, url_broker
+from brokers import (
+    Broker,
+    Cluster,
+    ContainerBroker,
+    ContainerCluster,
+    LocalBroker,
+    LocalCluster,
+    NoBroker,
+    first_that_works,
+    url_broker,
+)
 from programs import Bench
 
 KINDS = ("url", "container", "local")
@@ -57,6 +67,26 @@ def breakable_broker(makers: dict[str, Maker], tmp_path_factory: pytest.TempPath
     broker = make_broker(allowed or [lambda: LocalBroker(tmp_path_factory.mktemp("breakable")), ContainerBroker])
     yield broker
     broker.remove()
+
+
+@pytest.fixture(scope="session")
+def cluster_nodes(breakable_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes, of the kind of the other brokers. Tests may kill any of them."""
+    cluster: Cluster = (
+        ContainerCluster() if breakable_broker.kind == "container" else LocalCluster(tmp_path_factory.mktemp("cluster"))
+    )
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+def cluster(cluster_nodes: Cluster, tmp_path: Path) -> Iterator[Bench]:
+    """A bench on a cluster of three nodes that are all up at the start of each test."""
+    cluster_nodes.start()
+    bench = Bench(cluster_nodes, f"test-{uuid.uuid4().hex[:8]}", tmp_path, cluster_nodes.url)
+    yield bench
+    cluster_nodes.start()
+    bench.close()
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
     ports_file = tmp_path / str(port) / "ports"
     ports = [
         port,
-        *(int(number) for number in re.findall(r"=(\d+)", ports_file.read_text() if ports_file.exists() else "")),
+        *(int(number) for number in re.findall(r"\d+", ports_file.read_text() if ports_file.exists() else "")),
     ]
     assert len(ports) == (1 if breakable_broker.kind == "container" else 3)
     for left_over in ports:
