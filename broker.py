@@ -5,6 +5,7 @@ A connection belongs to one thread: `connect` gives the calling thread one of it
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import pika.data
 from pika import BasicProperties, BlockingConnection, DeliveryMode, SelectConnection, SSLOptions, URLParameters
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import (
@@ -49,6 +51,23 @@ class Misconfigured(BrokerError):
     """A queue that cannot be used as the settings say; trying again will not help."""
 
     exit_code = 2
+
+
+def _decode_value_or_none(encoded: bytes, offset: int) -> tuple[Any, int]:
+    """One value of a header. What pika cannot decode would end the connection, and so every worker in turn."""
+    try:
+        return _decode_value(encoded, offset)
+    except (ValueError, OverflowError, OSError, RecursionError):
+        kind, rest = encoded[offset : offset + 1], offset + 1
+        if kind == b"T":  # a time stamp that is out of bounds, such as one in milliseconds
+            return None, rest + 8
+        if kind in (b"F", b"A"):  # a table or an array nested too deeply
+            return None, rest + 4 + int.from_bytes(encoded[rest : rest + 4], "big")
+        raise
+
+
+_decode_value = pika.data.decode_value
+pika.data.decode_value = _decode_value_or_none
 
 
 # Connecting
@@ -129,12 +148,14 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
     """What an error of pika's means to people, and whether trying again can help; `url` if it came from connecting."""
     if isinstance(error, BrokerError):
         return error
-    where = mask(url or ",".join(settings.rabbitmq_urls))
+    where = ",".join(mask(known) for known in ([url] if url else settings.rabbitmq_urls))
     text = str(getattr(error, "reply_text", "") or innermost(error))
     code = getattr(error, "reply_code", 0)
-    if isinstance(error, ProbableAuthenticationError):
+    # pika takes every end of a connection at this stage for a refusal; RabbitMQ says so when it is one
+    said_so = "ConnectionClosedByBroker" in str(error)
+    if isinstance(error, ProbableAuthenticationError) and said_so:
         return Refused(f"{where} refused the user name or the password: set them in RABBITMQ_URL")
-    if isinstance(error, ProbableAccessDeniedError) and "is down" not in text:
+    if isinstance(error, ProbableAccessDeniedError) and said_so and "is down" not in text:
         return Refused(f"{where} refused the virtual host ({text}): set it as the path of RABBITMQ_URL")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Refused(f"the certificate of {where} is not trusted ({error.verify_message}): set TLS_CA_FILE")
@@ -162,7 +183,7 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
     if isinstance(error, ChannelClosedByBroker) and code == 404 and settings.queue_type == "existing":
         return Misconfigured(f"{text.partition(' - ')[2]}: make it, or set QUEUE_TYPE=classic")
     if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
-        return BrokerError(f"the broker closed the connection: {text}")
+        return BrokerError(f"the broker closed the channel or the connection: {text}")
     if url:
         return BrokerError(f"no broker answers at {where} ({text})")
     return BrokerError(f"the connection to the broker is lost ({text})")
@@ -179,6 +200,8 @@ def innermost(error: BaseException) -> str:
         if not inner:
             break
         error = inner[0]
+    if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+        return "no address of this host answers"  # the last one tried was of a kind that this machine does not use
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words: list[str] = re.findall(r"'([^']+)'", str(error)) or [str(error) or type(error).__name__]
@@ -258,10 +281,13 @@ class Message:
     label: str = ""
 
 
+_NOT_COPIED = dict.fromkeys(("CC", "BCC", "x-delivery-count"))
+
+
 def copy(body: bytes, properties: BasicProperties, headers: dict[str, Any]) -> Message:
     """The same message for another queue: persistent, with more headers, or less of them where one is None, and
     without what would expire or divert it."""
-    merged = {**(properties.headers or {}), **headers, "CC": None, "BCC": None}
+    merged = {**(properties.headers or {}), **headers, **_NOT_COPIED}
     return Message(
         body,
         BasicProperties(

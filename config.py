@@ -53,7 +53,7 @@ class Settings:
 
     def retry_queue(self, delay: float) -> str:
         """The queue in which a task waits `delay` seconds for its next attempt."""
-        return f"{self.task_queue}.retry.{delay:g}s"
+        return f"{self.task_queue}.retry.{f'{delay:.3f}'.rstrip('0').rstrip('.')}s"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def _urls(text: str) -> tuple[str, ...]:
     for url in urls:
         parts = urlsplit(url)
         if parts.scheme not in ("amqp", "amqps") or not parts.hostname or parts.port == 0:
+            raise ValueError
+        if "@" in parts.query or parts.fragment:  # a password with a ? or # that is not percent-encoded
             raise ValueError
         try:
             URLParameters(url)
@@ -133,7 +135,7 @@ VARIABLES = (
         "RABBITMQ_URL",
         "amqp://guest:guest@localhost:5672/",
         _urls,
-        "one or more amqp:// or amqps:// URLs with a host, comma-separated",
+        "one or more amqp:// or amqps:// URLs with a host, comma-separated, special characters percent-encoded",
         "the broker, or the nodes of a cluster, tried in turn",
     ),
     Variable(
@@ -251,7 +253,7 @@ def load(flags: Mapping[str, tuple[str, str | None]] | None = None) -> Settings:
         try:
             values[variable.name] = variable.parse(text.strip())
         except ValueError:
-            shown = mask(text) if variable.name == "RABBITMQ_URL" else text
+            shown = hide(text) if variable.name == "RABBITMQ_URL" else text
             raise SettingError(f"{names[variable.name]}={shown!r}: must be {variable.allowed}") from None
     urls = values.pop("RABBITMQ_URL")
     settings = Settings(rabbitmq_urls=urls, **{name.lower(): value for name, value in values.items()})
@@ -277,21 +279,18 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
     return context
 
 
-def mask(urls: str) -> str:
-    """`urls` as it may be shown: every password, and what might be one in a URL that is not well-formed, as ***."""
-    return ",".join(_masked(url) for url in urls.split(","))
+def mask(url: str) -> str:
+    """A URL that was found to be valid, as it may be shown: *** for the password, and no query."""
+    parts = urlsplit(url)
+    user = f"{parts.username}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
+    return f"{parts.scheme}://{user}{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _masked(url: str) -> str:
-    url = url.partition("?")[0]
-    head, at, host = url.rpartition("@")
-    scheme, slashes, user = (head if at else host).rpartition("//")
-    name, colon, rest = user.partition(":")
-    if at:
-        return f"{scheme}{slashes}{name}:***@{host}" if colon else url
-    if colon and not name.startswith("[") and not re.fullmatch("[0-9]*(/.*)?", rest):
-        return f"{scheme}{slashes}{name}:***"  # what stands for a port is none: it may be a password
-    return url
+def hide(urls: str) -> str:
+    """URLs that are not valid, as they may be shown: anything in them could be a password, unless it is very plain."""
+    if re.fullmatch(r"([a-z]*://)?[\w.\[\]-]*(:[0-9]*)?(/\w*)?", urls):
+        return urls
+    return ",".join(f"{url.partition('://')[0]}://***" if "://" in url else "***" for url in urls.split(","))
 
 
 def _dotenv() -> dict[str, str]:

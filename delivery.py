@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 from pika import BasicProperties
@@ -29,10 +31,16 @@ class Delivery:
     task: Task | None = None
     outcome: Outcome | None = None
 
-    @property
-    def key(self) -> tuple[str, bytes] | None:
-        """What tells that a redelivered task is one we had before, if anything does."""
-        return (self.properties.message_id, self.body) if self.properties.message_id else None
+    @cached_property
+    def key(self) -> tuple[Any, ...] | None:
+        """What tells that a redelivered task is one we had before, if anything does.
+
+        The counts are part of it: a copy for another attempt has the id and the body of the original, and must run.
+        """
+        if not self.properties.message_id:
+            return None
+        counts = tuple(self.counted(name) for name in ("x-attempts", "x-deliveries", "x-replays"))
+        return (self.properties.message_id, self.properties.timestamp, counts, blake2b(self.body).digest())
 
     @property
     def attempt(self) -> int:
@@ -46,11 +54,12 @@ class Delivery:
 
     def fields(self) -> dict[str, Any]:
         """What every event of a task carries."""
+        message_id: str | bytes | None = self.properties.message_id  # pika leaves what is not UTF-8 as bytes
         return {
             "id": self.task.id if self.task else None,
             "task": self.task.task if self.task else None,
             "difficulty": self.task.difficulty if self.task else None,
-            "message_id": self.properties.message_id,
+            "message_id": message_id.decode(errors="backslashreplace") if isinstance(message_id, bytes) else message_id,
             "attempt": self.attempt,
             "redelivered": self.redelivered or self.counted("x-deliveries") > 0,
         }
@@ -64,19 +73,19 @@ class LostDeliveries:
     """
 
     def __init__(self, prefetch_count: int) -> None:
-        self._lost: dict[tuple[str, bytes], Delivery] = {}
+        self._lost: dict[tuple[Any, ...], Delivery] = {}
         # The broker hands out no more than `prefetch_count` that it has not seen acknowledged, so that no more than
         # the last so many acknowledgements can be on their way.
         self._acknowledged: deque[Delivery] = deque(maxlen=prefetch_count or REMEMBERED)
 
     def acknowledged(self, delivery: Delivery) -> None:
-        """To be called after each acknowledgement, which may not arrive."""
-        self._acknowledged.append(delivery)
+        """To be called after each acknowledgement, which may not arrive. Only the key is kept, not the body."""
+        if delivery.key:
+            delivery.body, delivery.task, delivery.outcome = b"", None, ("", {})
+            self._acknowledged.append(delivery)
 
-    def connection_lost(self, running: set[Delivery]) -> None:
-        for delivery in self._acknowledged:
-            delivery.outcome = ("", {})  # its line is printed already
-        for delivery in (*self._acknowledged, *running):
+    def connection_lost(self, unsettled: set[Delivery]) -> None:
+        for delivery in (*self._acknowledged, *unsettled):
             if delivery.key:
                 self._lost[delivery.key] = delivery
         self._acknowledged.clear()
@@ -85,7 +94,7 @@ class LostDeliveries:
 
     def known(self, delivery: Delivery) -> Delivery | None:
         """The lost delivery that `delivery` repeats, if any; it is forgotten here."""
-        return self._lost.pop(delivery.key, None) if delivery.redelivered and delivery.key else None
+        return self._lost.pop(delivery.key, None) if self._lost and delivery.redelivered and delivery.key else None
 
     def forget(self, delivery: Delivery) -> None:
         if delivery.key:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MOST_SHOWN = 200  # characters of a task's text in a line for people
 MOST_CELLS = 30  # of a progress bar
 MOST_STARS = 10
+MOST_LINES = 20  # tasks that a sender names on a terminal, before it draws a bar instead
 MOST_FAILURES = 10  # of a kind that a sender names one by one
 
 
@@ -39,12 +40,24 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def fill_missing_streams() -> None:
+    """Opens what the caller has closed of the three standard streams, so that no connection gets one of their numbers.
+
+    A missing standard output stays one that cannot be written to.
+    """
+    for stream in (0, 1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if stream == 2 else os.O_RDONLY)
+
+
 def say(line: str) -> None:
     """Writes a line to standard output at once, whole, so that lines of several processes never mix.
 
     Straight to the file descriptor: nothing is buffered that an abrupt end could lose. Raises OutputClosed.
     """
-    left = f"{line}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+    left = f"{line}\n".encode(getattr(sys.stdout, "encoding", None) or "utf-8", "backslashreplace")
     try:
         while left:
             left = left[os.write(1, left) :]
@@ -103,7 +116,7 @@ class WorkerOutput:
         match event:
             case "worker_ready":
                 prefetch = details["prefetch"] or "unlimited"
-                return f"🚀 {who} Waiting for tasks in {details['queue']} (prefetch {prefetch}); Ctrl-C to stop"
+                return f"🚀 {who} Waiting for tasks in {details['queue']} (prefetch {prefetch})"
             case "task_started":
                 return f"📥 {who} Received task: {name}\n   {who} Difficulty: {stars(details['difficulty'])}"
             case "task_progress":
@@ -124,28 +137,34 @@ class WorkerOutput:
 class SendReport:
     """What a send prints: a line a task, or for a bulk send on a terminal a progress bar, and a closing line."""
 
-    def __init__(self, quiet: bool, show_progress: bool, total: int | None) -> None:
+    def __init__(self, quiet: bool, bulk: bool, total: int | None) -> None:
+        """`total` is the number of tasks, where it is known."""
         self.confirmed = 0
         self._failed: Counter[str] = Counter()
         self._quiet = quiet
-        self._bar = None
-        if show_progress and not quiet and sys.stdout.isatty():
-            self._bar = _progress_bar(total)
-            self._bar.start()
+        self._draws = bulk and not quiet and os.isatty(1)
+        self._total = total
+        self._bar: Progress | None = None
 
     def settled(self, label: str, outcome: str) -> None:
         """Counts one task, and says so. Called on the publisher's thread. Raises OutputClosed."""
         if outcome == "confirmed":
             self.confirmed += 1
-            if self._bar:
-                if self.confirmed % 100 == 0:
-                    self._bar.update(self._bar.task_ids[0], completed=self.confirmed)
+            if self._draws and (self._total or self.confirmed) > MOST_LINES:
+                self._advance_bar()
             elif not self._quiet:
                 say(f"Sent: {label}")
         else:
             self._failed[outcome] += 1
             if self._failed[outcome] <= MOST_FAILURES:
                 self.note(f"Not delivered, {outcome}: {label}")
+
+    def _advance_bar(self) -> None:
+        if self._bar is None:
+            self._bar = _progress_bar(self._total)
+            self._bar.start()
+        if self.confirmed % 100 == 0:
+            self._bar.update(self._bar.task_ids[0], completed=self.confirmed)
 
     def note(self, line: str) -> None:
         if self._bar:
@@ -154,26 +173,29 @@ class SendReport:
             note(line)
 
     def close(self, sent: int) -> None:
-        """Prints the closing line: `8 tasks sent, 8 confirmed`. Raises OutputClosed."""
+        """Prints the closing line, `8 tasks sent, 8 confirmed`; where there is no standard output, as an error."""
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self.confirmed)
             self._bar.stop()
         unknown = sent - self.confirmed - self._failed.total()
         counts = {**self._failed, "not confirmed": unknown} if unknown else self._failed
         failures = "".join(f", {count} {outcome}" for outcome, count in counts.items())
-        say(f"{sent} task{'s' if sent != 1 else ''} sent, {self.confirmed} confirmed{failures}")
+        line = f"{sent} task{'s' if sent != 1 else ''} sent, {self.confirmed} confirmed{failures}"
+        try:
+            say(line)
+        except OutputClosed:
+            note(line)
 
 
 def _progress_bar(total: int | None) -> Progress:
-    """A bar with count, rate and time, where rich is only now imported: a worker never draws."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    """A bar with count, rate and time. rich is imported only here, where it draws."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
+    from rich.text import Text
 
-    progress = Progress(
-        TextColumn("Sending"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed:,.0f} tasks/s"),
-        TimeElapsedColumn(),
-    )
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.0f} tasks/s")
+
+    progress = Progress("Sending", BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn())
     progress.add_task("", total=total)
     return progress

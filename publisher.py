@@ -65,6 +65,7 @@ class Publisher:
         self._give_up_at = 0.0
         self._connection: SelectConnection | None = None
         self._channel: Any = None
+        self._delays = backoff(most=1.0)
         self._connection_guard = threading.Lock()
         self._wake_pending = False
         self._no_more = False
@@ -101,6 +102,8 @@ class Publisher:
         try:
             while not (self._all_settled() or self._error):
                 self._serve_one_connection()
+                if not (self._all_settled() or self._error):
+                    time.sleep(next(self._delays))
         except Exception as error:
             self._error = error
         if self._error:
@@ -122,7 +125,10 @@ class Publisher:
         with self._connection_guard:
             self._connection = connection
         try:
+            opened_at = time.monotonic()
             connection.ioloop.start()
+            if time.monotonic() - opened_at > self._settings.connect_timeout_seconds:
+                self._give_up_at = 0.0  # it was idle for long: its end is news, and not one more failure
         finally:
             with self._connection_guard:
                 self._connection = self._channel = None
@@ -131,7 +137,6 @@ class Publisher:
     def _url_that_answers(self) -> str:
         """Tries for CONNECT_TIMEOUT_SECONDS to connect and to declare the queue. Raises BrokerError."""
         self._give_up_at = self._give_up_at or time.monotonic() + self._settings.connect_timeout_seconds
-        delays = backoff(most=1.0)
         while True:
             try:
                 connection, url = open_connection(self._settings, self._name)
@@ -140,7 +145,7 @@ class Publisher:
                 return url
             except (AMQPError, OSError, BrokerError) as error:
                 failure = explain(error, self._settings)
-                delay = next(delays)
+                delay = next(self._delays)
                 if isinstance(failure, (Refused, Misconfigured)) or time.monotonic() + delay > self._give_up_at:
                     raise failure from None
                 time.sleep(delay)
@@ -157,7 +162,6 @@ class Publisher:
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(ack_nack_callback=self._on_confirm)
         self._channel = channel
-        self._give_up_at = 0.0
         self._next_tag = 1
         self._publish_more()
 
@@ -183,6 +187,8 @@ class Publisher:
 
     def _on_confirm(self, frame: Any) -> None:
         """Settles the message of one delivery tag, or with `multiple` all up to it."""
+        self._give_up_at = 0.0  # the broker works
+        self._delays = backoff(most=1.0)
         method = frame.method
         tags = [method.delivery_tag]
         if method.multiple:

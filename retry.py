@@ -25,6 +25,15 @@ class DeliveryLimit(Exception):
     """The task was handed out too often without being settled: it may be what ends its workers."""
 
 
+def described(error: BaseException) -> dict[str, str]:
+    """An error of a handler in words that can be encoded, whatever it raised."""
+    try:
+        words = str(error)
+    except Exception:
+        words = "an error that cannot be put into words"
+    return {"error": words.encode(errors="backslashreplace").decode(), "error_type": type(error).__name__}
+
+
 class Retry:
     """The ways out, for the worker `name`. `note` gets lines for people."""
 
@@ -40,20 +49,20 @@ class Retry:
         delay = self._settings.retry_delays[delivery.attempt - 1]
         headers = {"x-attempts": delivery.attempt, "x-deliveries": None}
         self._move(delivery, self._settings.retry_queue(delay), headers)
-        return "task_retried", {"error": str(error), "error_type": type(error).__name__, "delay_seconds": delay}
+        return "task_retried", {**described(error), "delay_seconds": delay}
 
     def never(self, delivery: Delivery, error: BaseException) -> Outcome:
         """Into the dead queue, with headers that say why, who, when and after how many attempts."""
         headers = {
-            "x-error": str(error)[:1000],
-            "x-error-type": type(error).__name__,
+            "x-error": described(error)["error"][:1000],
+            "x-error-type": described(error)["error_type"],
             "x-worker": self._name,
             "x-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
             "x-attempts": delivery.attempt,
         }
         queue = self._settings.dead_queue
         self._move(delivery, queue, headers)
-        return "task_dead", {"error": str(error), "error_type": type(error).__name__, "queue": queue}
+        return "task_dead", {**described(error), "queue": queue}
 
     def count_redelivery(self, delivery: Delivery) -> Outcome | None:
         """Settles a redelivered task that must not run now; None if it may run.

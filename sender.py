@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from pika import BasicProperties, DeliveryMode
 import broker
 import config
 import tasks
-from output import OutputClosed, SendReport, harmless, note
+from output import OutputClosed, SendReport, fill_missing_streams, harmless, note
 from publisher import Publisher
 
 EXAMPLES = """examples:
@@ -35,7 +36,11 @@ exit codes:
 """
 
 
+INTERRUPTED_SECONDS = 10.0  # how long an interrupted sender waits for what is on its way
+
+
 def main(argv: list[str] | None = None) -> int:
+    fill_missing_streams()
     arguments = parse(argv)
     try:
         settings = config.load({"TASK_QUEUE": ("--queue", arguments.queue)})
@@ -44,37 +49,38 @@ def main(argv: list[str] | None = None) -> int:
         note(f"sender.py: {error}")
         return 2
     bulk = arguments.count is not None or arguments.file is not None
-    report = SendReport(quiet=arguments.quiet, show_progress=bulk, total=arguments.count)
+    report = SendReport(quiet=arguments.quiet, bulk=bulk, total=arguments.count)
     return send(to_send, settings, arguments.window, report)
 
 
 def send(to_send: Iterator[tasks.Task], settings: config.Settings, window: int, report: SendReport) -> int:
     """Publishes the tasks, waits until the broker has settled each, reports, and returns the exit code."""
-    name = f"sender-{uuid.uuid4().hex[:8]}"
-    publisher = Publisher(settings, name, window, report.settled, report.note)
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
-    exit_code, patience = 0, None
+    name = f"sender-{uuid.uuid4().hex[:8]}"
+    publisher = Publisher(settings, name, window, report.settled, report.note)
+    exit_code = 0
     try:
         try:
             for task in to_send:
                 publisher.publish(message(task))
+            publisher.close()
         except (tasks.BadTask, OSError) as error:  # a bad line ends the sending; what was sent is still confirmed
-            report.note(f"sender.py: {error}")
+            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+            report.note(f"sender.py: {reason}")
             exit_code = 2
+            publisher.close()
         except KeyboardInterrupt:
-            exit_code, patience = 1, 5.0
-        publisher.close(patience)
+            report.note("sender.py: interrupted: nothing more is sent, and what is on its way is waited for")
+            exit_code = 1
+            publisher.close(INTERRUPTED_SECONDS)
     except broker.BrokerError as error:
         report.note(f"sender.py: {error}")
         exit_code = error.exit_code
-    except (OutputClosed, KeyboardInterrupt) as error:
-        report.note(f"sender.py: {error or 'interrupted'}; nothing more is sent")
+    except OutputClosed as error:
+        report.note(f"sender.py: {error}; nothing more is sent")
         exit_code = 1
-    try:
-        report.close(publisher.published)
-    except OutputClosed:
-        exit_code = exit_code or 1
+    report.close(publisher.published)
     return exit_code or int(report.confirmed < publisher.published)
 
 
@@ -108,15 +114,16 @@ def single_task(arguments: argparse.Namespace) -> tasks.Task:
         if text is not None:
             try:
                 members[name] = json.loads(text)
-            except ValueError:
-                raise tasks.BadTask(f"--{name} {text!r} is not JSON") from None
+            except (ValueError, RecursionError):
+                wanted = "a number, 0 or more" if name == "difficulty" else "a JSON object"
+                raise tasks.BadTask(f"--{name} {text[:40]!r}: must be {wanted}") from None
     return tasks.Task.decode(json.dumps(members).encode())
 
 
 def tasks_of_file(path: str) -> Iterator[tasks.Task]:
     """One task per line. Raises BadTask that names the line, or OSError."""
     name = "standard input" if path == "-" else path
-    with open(sys.stdin.fileno() if path == "-" else path, "rb") as file:
+    with open(0 if path == "-" else path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield tasks.Task.decode(line)
@@ -126,8 +133,8 @@ def tasks_of_file(path: str) -> Iterator[tasks.Task]:
 
 def interrupt(signal_number: int, frame: object) -> None:
     """The first signal ends the sending, and what is on its way is waited for; a second one ends the program."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(1))
     raise KeyboardInterrupt
 
 
@@ -169,8 +176,8 @@ def whole(least: int) -> Any:
     """A parser of whole numbers from `least` for argparse."""
 
     def parse_whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+        if not re.fullmatch("[0-9]{1,12}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {least} to {10**12 - 1}")
         return int(text)
 
     return parse_whole

@@ -55,8 +55,10 @@ class Task:
             raise BadTask("holds half of a surrogate pair, which is no character") from None
         except RecursionError:
             raise BadTask("nested too deeply") from None
-        except ValueError as error:
-            raise BadTask(f"not JSON: {error}") from None
+        except json.JSONDecodeError as error:
+            raise BadTask(f"not JSON: {error.msg} at character {error.pos}") from None
+        except ValueError:  # an integer of more digits than Python reads
+            raise BadTask("holds a number that is too long") from None
         if not isinstance(members, dict):
             raise BadTask(f"a task is a JSON object, this is {_kind(members)}")
         for name in ("id", "task", "difficulty"):

@@ -33,9 +33,10 @@ import config
 import tasks
 from config import Settings
 from delivery import Delivery, LostDeliveries, Outcome
-from output import OutputClosed, WorkerOutput, note
+from output import OutputClosed, WorkerOutput, fill_missing_streams, note
 from retry import DeliveryLost, Retry
 
+LASTING_SECONDS = 5  # a connection that held for so long worked: after its loss, the first attempts come quickly again
 TICK_SECONDS = 0.1  # how long the main thread waits for the broker before it looks at everything else
 
 Handler = Callable[[tasks.Task, tasks.Progress], None]
@@ -47,8 +48,9 @@ EXAMPLES = """examples:
   for i in {1..5}; do python worker.py & done       five workers
 
 exit codes:
-  0 stopped as told            1 stopped at once, or the output was lost
-  2 wrong use, or such queue   3 the broker refused us
+  0 stopped as told         1 stopped at once, or the output was lost
+  2 wrong flag or setting, or a queue that cannot be used
+  3 the broker refused us
 """
 
 
@@ -102,20 +104,24 @@ class Worker:
     def connect_and_consume(self) -> None:
         delays = broker.backoff()
         while not self.stopping:
+            connected_at = time.monotonic()
             try:
                 self.connecting = True
                 with broker.connect(self.settings, self.name) as self.connection:
                     self.connecting = False
+                    connected_at = time.monotonic()
                     channel = self.connection.channel()
                     broker.declare_queues(channel, self.settings)
-                    delays = broker.backoff()
                     self.consume(channel)
                 return
             except (broker.Refused, broker.Misconfigured):
                 raise
             except broker.BrokerError as error:
                 self.connecting = False
-                self.lose_deliveries()
+                if self.connection:
+                    self.lose_deliveries()
+                if time.monotonic() - connected_at > LASTING_SECONDS:
+                    delays = broker.backoff()
                 delay = next(delays)
                 self.output.note(f"{error}; connecting again in {delay:.1f} s")
                 self.wait(delay)
@@ -170,16 +176,21 @@ class Worker:
             raise self.failure
 
     def settle(self, delivery: Delivery) -> None:
-        """Acknowledges what is done with, over the channel that it came by, and only then says so."""
-        if delivery.outcome is None:  # not done with: when it is delivered again, it has to run again
+        """Acknowledges what is done with, over the channel that it came by, and only then says so.
+
+        If that channel is gone, `lost` knows the delivery and its outcome, until the broker delivers it again.
+        """
+        if delivery.outcome is None:  # could not be put aside, and has to run again
             self.lost.forget(delivery)
+            if delivery.channel.is_open:
+                delivery.channel.basic_nack(delivery.tag, requeue=True)
         elif delivery.channel.is_open:
             delivery.channel.basic_ack(delivery.tag)
-            self.lost.acknowledged(delivery)
             event, details = delivery.outcome
             if event:
                 self.completed += event == "task_completed"
                 self.output.event(event, **delivery.fields(), **details)
+            self.lost.acknowledged(delivery)
         self.unsettled.discard(delivery)
 
     def nothing_to_do(self, channel: BlockingChannel) -> bool:
@@ -198,11 +209,13 @@ class Worker:
         return held
 
     def lose_deliveries(self) -> None:
-        """After the loss of a connection: forgets what was only held, and keeps what runs."""
+        """After the loss of a connection: forgets what was only held, and waits only for what still runs."""
+        self.connection = None
         self.take_back_held()
         self.lost.connection_lost(self.unsettled)
         for delivery in self.unsettled:
             self.output.event("task_lost_connection", **delivery.fields())
+        self.unsettled = {delivery for delivery in self.unsettled if not delivery.outcome}
 
     def wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -218,6 +231,8 @@ class Worker:
         self.stopping = True
         if self.connecting:
             raise Stopped
+        if self.unsettled:
+            note(f"[{self.name}] stopping when what runs is done; once more to give it back")
 
     # A work thread: run handlers
 
@@ -261,6 +276,7 @@ class Worker:
 
 
 def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
+    fill_missing_streams()
     arguments = parse(argv)
     try:
         settings = config.load(

@@ -42,9 +42,10 @@ broker_up() {
     4) die 3 "RabbitMQ answers at $shown but refuses us, see above: set RABBITMQ_URL" ;;
   esac
   case $host in
-    localhost | 127.0.0.1 | ::1) ;;
+    localhost | 127.0.0.1) ;;
     *) die 3 "nothing answers at $shown, and only a broker on this machine can be started: check RABBITMQ_URL" ;;
   esac
+  [ -z "$tls" ] || die 3 "nothing answers at $shown, and a broker that speaks TLS has to be set up by hand"
   case ${BROKER_KIND:-} in
     docker) docker_usable || die 3 "BROKER_KIND=docker, but no Docker engine with Compose and rabbitmq:4-management" ;;
     node | "") ;;
@@ -107,17 +108,27 @@ answers() { "$python" scripts/probe.py answers; }
 wait_until_it_answers() {
   local tries
   for tries in $(seq 150); do
-    answers 2>/dev/null && return
+    local status=0
+    answers 2>/dev/null || status=$?
+    case $status in
+      0) return ;;
+      4)
+        stop_started
+        die 3 "its data was made with another user name, password or virtual host: use those, or delete $state"
+        ;;
+    esac
     if [ "$kind" = node ] && ! alive; then break; fi
     sleep 0.2
   done
+  local last
+  last=$(tail -n 3 "$state/$port.log" "$state/docker.log" 2>/dev/null)
   stop_started
-  die 3 "RabbitMQ did not come up; its log is in $state: $(tail -n 3 "$state"/*.log | tail -n 3)"
+  die 3 "RabbitMQ did not come up; its log is in $state: $last"
 }
 
 stop_started() {
   case $(cat "$state/kind" 2>/dev/null) in
-    docker) compose rm --stop --force rabbitmq >/dev/null 2>&1 ;;
+    docker) compose down >/dev/null 2>&1 ;; # keeps the volume
     node) stop_nodes ;;
   esac
   rm -f "$state/kind"
@@ -130,9 +141,16 @@ docker_usable() {
   docker image inspect rabbitmq:4-management >/dev/null 2>&1 || compose pull --quiet rabbitmq >/dev/null 2>&1
 }
 
-compose() {
+compose() { # in a project of its own for each checkout and port: what somebody else runs with Compose is not met
+  local project
+  project=work-queue-$port-$(printf '%s' "$root" | cksum | cut -d ' ' -f 1)
   RABBITMQ_PORT=$port RABBITMQ_USER=$user_name RABBITMQ_PASSWORD=$password RABBITMQ_VHOST=$vhost \
-    docker compose --file docker-compose.yml "$@"
+    RABBITMQ_MANAGEMENT_PORT=${RABBITMQ_MANAGEMENT_PORT:-$(free_management_port)} \
+    docker compose --project-name "$project" --file docker-compose.yml "$@"
+}
+
+free_management_port() { # 15672 unless something listens there, else any
+  "$python" -c 'import socket; socket.create_server(("127.0.0.1", 15672)); print(15672)' 2>/dev/null || echo 0
 }
 
 # A private node
@@ -150,7 +168,9 @@ find_server() { # the plain script: the one in Debian's PATH changes to another 
 
 start_nodes() {
   # ports of their own, also for the Erlang port mapper, so that no other node of this machine is met
-  [ -e "$state/ports" ] || free_ports "$nodes" >"$state/ports"
+  if [ ! -s "$state/ports" ]; then
+    free_ports "$nodes" >"$state/ports.new" && mv "$state/ports.new" "$state/ports"
+  fi
   # shellcheck disable=SC1091
   . "$state/ports"
   nodes=$(set -- $dist_ports && echo $#)
@@ -164,7 +184,7 @@ start_nodes() {
 }
 
 start_node() { # start_node PORT DIST_PORT: unless it runs
-  ! any_runs "$(cat "$state/$1.pid" 2>/dev/null)" || return 0
+  case " $(node_pids | tr '\n' ' ')" in *" $(cat "$state/$1.pid" 2>/dev/null || echo none) "*) return ;; esac
   cat >"$state/$1.conf" <<C
 listeners.tcp.1 = 127.0.0.1:$1
 distribution.listener.interface = 127.0.0.1
@@ -176,7 +196,7 @@ C
   rm -f "$state/$1.pid"
   set -m # a process group of its own: a Ctrl-C in this terminal is not for the broker
   HOME=$state ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT=$epmd_port \
-    RABBITMQ_NODENAME=rabbit-$1@localhost RABBITMQ_NODE_PORT=$1 RABBITMQ_DIST_PORT=$2 \
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-work_queue $1 " RABBITMQ_NODENAME=rabbit-$1@localhost RABBITMQ_NODE_PORT=$1 RABBITMQ_DIST_PORT=$2 \
     RABBITMQ_CONF_ENV_FILE=$state/no-such-file RABBITMQ_CONFIG_FILE=$state/$1.conf \
     RABBITMQ_ENABLED_PLUGINS_FILE=$state/enabled_plugins RABBITMQ_PID_FILE=$state/$1.pid \
     RABBITMQ_MNESIA_BASE=$state/data RABBITMQ_LOG_BASE=$state/log RABBITMQ_LOGS=- \
@@ -224,7 +244,13 @@ cluster_url() {
 
 alive() { kill -0 "${launcher:-0}" 2>/dev/null || any_runs $(node_pids); }
 
-node_pids() { cat "$state"/*.pid 2>/dev/null || true; }
+node_pids() { # of the nodes that run: a file may be left of a node that is long gone, and its number be another's now
+  local file pid
+  for file in "$state"/*.pid; do
+    pid=$(cat "$file" 2>/dev/null) || continue
+    case $(ps -ww -p "$pid" -o command= 2>/dev/null) in *" -work_queue $(basename "$file" .pid) "*) echo "$pid" ;; esac
+  done
+}
 
 any_runs() { # any_runs PID ...
   local pid
@@ -249,8 +275,8 @@ stop_nodes() {
   fi
   rm -f "$state"/*.pid
   # shellcheck disable=SC1091
-  . "$state/ports"
-  command -v epmd >/dev/null 2>&1 && ERL_EPMD_ADDRESS=127.0.0.1 epmd -port "$epmd_port" -kill >/dev/null 2>&1 || true
+  [ ! -s "$state/ports" ] || . "$state/ports"
+  [ -n "${epmd_port:-}" ] && command -v epmd >/dev/null 2>&1 && ERL_EPMD_ADDRESS=127.0.0.1 epmd -port "$epmd_port" -kill >/dev/null 2>&1 || true
 }
 
 main "$@"

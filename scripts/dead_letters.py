@@ -29,15 +29,7 @@ import tasks
 from config import Settings
 from output import OutputClosed, harmless, note, say
 
-COPIED_HEADERS = (
-    "x-error",
-    "x-error-type",
-    "x-worker",
-    "x-failed-at",
-    "x-attempts",
-    "x-deliveries",
-    "x-delivery-count",
-)
+REASONS = ("x-error", "x-error-type", "x-worker", "x-failed-at", "x-attempts", "x-deliveries")
 
 
 @dataclass
@@ -52,7 +44,15 @@ class DeadTask:
     @property
     def id(self) -> str:
         """What `show` and `--id` take: the message id, or where there is none the position, as #3."""
-        return self.properties.message_id or f"#{self.position}"
+        message_id: str | bytes | None = self.properties.message_id
+        if isinstance(message_id, bytes):  # pika leaves what is not UTF-8 as bytes
+            return message_id.decode(errors="backslashreplace")
+        return message_id or f"#{self.position}"
+
+    @property
+    def replays(self) -> int:
+        value = (self.properties.headers or {}).get("x-replays")
+        return value if isinstance(value, int) else 0
 
     def header(self, name: str) -> str:
         return harmless(str((self.properties.headers or {}).get(name, "unknown")))
@@ -137,7 +137,9 @@ def replay(channel: BlockingChannel, settings: Settings, arguments: argparse.Nam
         if not arguments.all and dead.id not in wanted:
             continue
         wanted.discard(dead.id)
-        message = broker.copy(dead.body, dead.properties, dict.fromkeys(COPIED_HEADERS))
+        # counted, so that no worker takes it for what it had in hand before
+        headers = {**dict.fromkeys(REASONS), "x-replays": dead.replays + 1}
+        message = broker.copy(dead.body, dead.properties, headers)
         try:
             channel.basic_publish("", settings.task_queue, message.body, message.properties, mandatory=True)
         except (UnroutableError, NackError):

@@ -9,26 +9,29 @@ case $workers in
 esac
 ensure_python requirements.txt
 
-# queues of its own, so that it neither takes nor leaves tasks where somebody works
-export TASK_QUEUE=demo.$$ LOG_FORMAT=text
+# queues and settings of its own, so that it neither takes nor leaves tasks where somebody works
+export TASK_QUEUE=demo.$$ QUEUE_TYPE=classic PREFETCH_COUNT=1 CONCURRENCY=1 LOG_FORMAT=text
 work=$(mktemp -d)
 pids=()
 started_broker=
 
-finish() {
-  trap '' INT TERM
+stop_workers() {
   [ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true
+}
+finish() {
+  trap stop_workers INT TERM HUP # a second Ctrl-C stops them at once
+  stop_workers
   wait
-  "$python" scripts/drop_queues.py 2>/dev/null || true
-  [ -z "$started_broker" ] || scripts/broker.sh down
   rm -rf "$work"
+  "$python" scripts/drop_queues.py 2>/dev/null || true
+  [ -z "$started_broker" ] || scripts/broker.sh down >/dev/null
 }
 trap finish EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
 
 if ! scripts/broker.sh status 2>/dev/null; then
-  started_broker=yes
   scripts/broker.sh up
+  started_broker=yes
 fi
 
 say
@@ -55,11 +58,14 @@ say "Eight tasks are sent:"
 say
 wait_for 8 "Task completed"
 
+stop_workers
+wait
+pids=()
 say
 say "Who did what:"
 for number in $(seq "$workers"); do
-  done=$(grep -c "Task completed" "$work/$number" || true)
-  stars=$(grep "Difficulty" "$work/$number" | grep -o "⭐" | grep -c . || true)
-  printf '  Worker-%s: %s tasks, %s seconds of work\n' "$number" "$done" "$stars"
+  tasks=$(grep -c "Task completed" "$work/$number" || true)
+  difficulty=$(grep "Difficulty" "$work/$number" | grep -o "⭐" | grep -c . || true)
+  printf '  Worker-%s: %s tasks, of difficulty %s in all\n' "$number" "$tasks" "$difficulty"
 done
 say "Each task went to one worker; whoever was free took the next."

@@ -46,16 +46,16 @@ apt_install() { # apt_install PACKAGE SUDO
   local log
   log=$(mktemp)
   # a server that is only installed must not start listening: Debian asks this file before it starts a service
-  local policy=/usr/sbin/policy-rc.d made_policy=
-  if [ ! -e "$policy" ]; then
-    printf '#!/bin/sh\nexit 101\n' | $2 tee "$policy" >/dev/null
-    $2 chmod +x "$policy"
-    made_policy=yes
-  fi
-  local status=0
-  { $2 apt-get update && $2 env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"; } \
-    >"$log" 2>&1 </dev/null || status=$?
-  [ -z "$made_policy" ] || $2 rm -f "$policy"
+  local policy=/usr/sbin/policy-rc.d status=0
+  (
+    if [ ! -e "$policy" ]; then
+      trap '$2 rm -f "$policy"' EXIT
+      trap 'exit 130' INT TERM
+      printf '#!/bin/sh\nexit 101\n' | $2 tee "$policy" >/dev/null
+      $2 chmod +x "$policy"
+    fi
+    $2 apt-get update && $2 env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1"
+  ) >"$log" 2>&1 </dev/null || status=$?
   if [ "$status" != 0 ]; then
     tail -n 5 "$log" >&2
     die 3 "$1 could not be installed; the whole log is $log"
@@ -65,22 +65,28 @@ apt_install() { # apt_install PACKAGE SUDO
 
 # ensure_python REQUIREMENTS_FILE: makes .venv hold exactly those packages. Quick when it already does.
 ensure_python() {
-  local stamp=.venv/installed-$1
-  if cmp -s "$1" "$stamp" && "$python" -c '' 2>/dev/null; then return; fi
+  local stamp=.venv/installed.txt # the file whose packages are in it; requirements-test.txt holds the others as well
+  if cmp -s "$1" "$stamp" || cmp -s requirements-test.txt "$stamp"; then
+    if "$python" -c 'import dotenv, pika' 2>/dev/null; then return; fi
+  fi
   local base
   base=$(find_python)
-  if ! "$python" -c '' 2>/dev/null; then
+  if ! [ -e .venv/bin/activate ] || ! "$python" -m pip --version >/dev/null 2>&1; then
     say "Creating .venv with $("$base" --version) ..."
-    rm -rf .venv
-    if ! "$base" -m venv .venv 2>/dev/null; then
-      rm -rf .venv
+    # over what an interrupt may have left of it
+    if ! "$base" -m venv .venv >/dev/null 2>&1; then
       install_package python3-venv python
-      "$base" -m venv .venv
+      "$base" -m venv .venv || die 3 "no environment could be made in .venv; delete what is there, and try again"
     fi
   fi
   say "Installing the packages of $1 ..."
-  "$python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$1" ||
-    die 3 "the packages of $1 could not be installed: is there a network?"
+  local status=0
+  "$python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$1" || status=$?
+  case $status in
+    0) ;;
+    130 | 143) exit "$status" ;;
+    *) die 3 "the packages of $1 could not be installed, see above: is there a network?" ;;
+  esac
   cp "$1" "$stamp"
 }
 

@@ -1,6 +1,6 @@
 """For the shell scripts: what RABBITMQ_URL says, and whether a broker answers there.
 
-probe.py url       shell assignments of the first URL's parts: host, port, user_name, password, vhost, shown
+probe.py url       shell assignments of the first URL's parts: host, port, user_name, password, vhost, tls, shown
 probe.py answers   exit 0 if an AMQP connection opens, 3 if nothing answers, 4 if it is refused
 """
 
@@ -36,6 +36,7 @@ def main(question: str) -> int:
             "user_name": credentials.username,
             "password": credentials.password,
             "vhost": parts.virtual_host,
+            "tls": "yes" if parts.ssl_options else "",
             "shown": config.mask(url),
         }
         print("\n".join(f"{name}={shlex.quote(value)}" for name, value in facts.items()))

@@ -11,18 +11,23 @@ shift
 ensure_python requirements.txt
 
 pids=()
-stop() { kill -TERM "${pids[@]}" 2>/dev/null || true; }
-trap stop INT TERM
+stopping=
+stop() {
+  stopping=yes
+  [ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true
+}
+trap stop INT TERM HUP
 
 set -m # a process group for each: the Ctrl-C of this terminal reaches them once, through the trap
 for _ in $(seq "$count"); do
+  [ -z "$stopping" ] || break
   "$python" worker.py "$@" </dev/null &
   pids+=($!)
 done
 set +m
 
 status=0
-for pid in "${pids[@]}"; do
+for pid in ${pids[@]+"${pids[@]}"}; do
   while :; do # a trapped signal ends `wait` early
     code=0
     wait "$pid" || code=$?

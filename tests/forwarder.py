@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 class Link:
     """One forwarded connection. Each direction has a thread, which ends when either side is gone."""
 
-    def __init__(self, client: socket.socket, broker: socket.socket) -> None:
+    def __init__(self, client: socket.socket, broker: socket.socket, chunks: int | None) -> None:
+        self._chunks = chunks
         self._ends = (client, broker)
         self._flowing = threading.Event()
         self._flowing.set()
@@ -27,6 +28,10 @@ class Link:
         with suppress(OSError):
             while data := source.recv(4096):
                 self._flowing.wait()
+                if self._chunks is not None and source is self._ends[0]:
+                    self._chunks -= 1
+                    if self._chunks < 0:
+                        break
                 after = self._cut_after
                 if after is not None and len(data) > after:
                     sink.sendall(data[:after])
@@ -74,6 +79,8 @@ class Forwarder:
         port = self._server.getsockname()[1]
         self.url = target.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{port}")
         self._links: list[Link] = []
+        self.hang_up_after: list[int] = []
+        """For each of the next connections, after how many pieces from the client it is cut."""
         self._stalled = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -89,7 +96,7 @@ class Forwarder:
             except OSError:
                 client.close()
                 continue
-            link = Link(client, broker)
+            link = Link(client, broker, self.hang_up_after.pop(0) if self.hang_up_after else None)
             if self._stalled:
                 link.stall()
             self._links.append(link)

@@ -32,6 +32,14 @@ def fail_once(task: Task, progress: Progress) -> None:
         raise RuntimeError("not at first")
 
 
+def fail_unspeakably(task: Task, progress: Progress) -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    raise Unspeakable if task.task == "unspeakable" else RuntimeError(os.fsdecode(b"\xff"))
+
+
 def reject(task: Task, progress: Progress) -> None:
     raise Reject("never going to work")
 

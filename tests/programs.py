@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,17 @@ class Program:
         return f"{self.process.args!r}\n--- stdout\n{self.stdout[-2000:]}\n--- stderr\n{self.stderr[-2000:]}"
 
 
+def copy_project(folder: Path) -> None:
+    """A copy of what a user of the project needs, without what git ignores."""
+    for path in (
+        path for name in ("*.py", "*.yml", "scripts/*", "requirements*.txt", ".env.example") for path in ROOT.glob(name)
+    ):
+        if path.is_file():
+            target = folder / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+
 @dataclass
 class Bench:
     """A broker, work queues of this test's own on it, and the programs that run on them."""
@@ -126,6 +138,10 @@ class Bench:
             channel.queue_declare(self.queue, durable=True)
             channel.confirm_delivery()
             channel.basic_publish("", queue or self.queue, body, properties, mandatory=True)
+
+    def publish_as_sender(self, body: bytes) -> None:
+        """Publishes with a message id, as sender.py does."""
+        self.publish(body, BasicProperties(message_id=str(uuid.uuid4()), delivery_mode=2))
 
     def ready(self, queue: str = "") -> int:
         """Tasks that wait in a queue; those in the hands of a worker do not count. 0 if there is no such queue."""

@@ -86,7 +86,7 @@ def test_replay_sends_back_to_work_with_a_new_count_of_attempts(bench: Bench) ->
     ((properties, body),) = bench.take_all()
     assert json.loads(body) == {"id": 2, "task": "Task 2", "difficulty": 0}
     assert properties.message_id == "m-2"
-    assert properties.headers == {"mine": 7}
+    assert properties.headers == {"mine": 7, "x-replays": 1}
     assert properties.delivery_mode == 2
     until(lambda: bench.ready(bench.dead) == 2, "the others to be back")
     assert call(bench, "replay", "--all").stdout.endswith("2 replayed\n")

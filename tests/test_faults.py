@@ -7,7 +7,9 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
+import pika.data
 import psutil
 import pytest
 from forwarder import Forwarder
@@ -97,6 +99,37 @@ def unacknowledged(bench: Bench) -> int:
     return next((int(row[1]) for row in rows if row and row[0] == bench.queue), 0)
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4])
+def test_a_link_cut_during_the_handshake_is_no_refusal(bench: Bench, link: Forwarder, pieces: int) -> None:
+    """pika takes it for wrong credentials; a worker must go on trying, and so must a sender."""
+    link.hang_up_after = [pieces]
+    worker = bench.start("worker.py")
+    worker.wait_for("worker_ready")
+    assert "connecting again" in worker.stderr
+    link.hang_up_after = [pieces]
+    assert "8 tasks sent, 8 confirmed" in bench.send()
+    worker.wait_for("task_completed", 8)
+
+
+def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(bench: Bench, link: Forwarder) -> None:
+    """Its copy has the same id and body as what this worker remembers as done with."""
+    worker = bench.handling("fail_once", RETRY_DELAYS="1")
+    bench.send("--task", "x", "--difficulty", "0", "--quiet", RABBITMQ_URL=bench.broker.url)
+    worker.wait_for("task_retried")
+    until(lambda: unacknowledged(bench) == 0, "the acknowledgement to arrive")
+    link.reset()
+    worker.wait_for("worker_ready", 2)
+    with bench.broker.channel() as channel:  # another worker gets the copy, and dies with it
+        taken: list[bool] = []
+        channel.basic_consume(bench.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
+        deadline = time.monotonic() + 10
+        while not taken and time.monotonic() < deadline:
+            channel.connection.process_data_events(0.05)
+        assert taken
+    (done,) = worker.wait_for("task_completed")
+    assert (done["attempt"], done["redelivered"]) == (2, True)
+
+
 # The broker
 
 
@@ -135,6 +168,19 @@ def test_in_an_alarm_the_sender_waits_and_acknowledgements_flow(breakable: Bench
     assert sender.wait(30) == 0, sender.describe()
     assert "The broker takes tasks again." in sender.stderr
     assert sender.stdout == "3000 tasks sent, 3000 confirmed\n"
+
+
+def test_an_interrupted_sender_waits_for_what_is_on_its_way(breakable: Bench) -> None:
+    try:
+        breakable.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+        sender = breakable.start("sender.py", "--quiet")
+        until(lambda: "out of memory or disk" in sender.stderr, "the sender to wait")
+        sender.signal(signal.SIGINT)
+        until(lambda: "interrupted" in sender.stderr, "the sender to say so")
+    finally:
+        breakable.broker.ctl("set_vm_memory_high_watermark", "0.6")
+    assert sender.wait() == 1
+    assert sender.stdout == "8 tasks sent, 8 confirmed\n"
 
 
 def test_in_an_alarm_a_failed_task_waits_in_hand_and_is_not_lost(breakable: Bench) -> None:
@@ -214,7 +260,57 @@ def test_huge_bodies_leave_the_memory_of_a_worker_flat(bench: Bench) -> None:
     assert memory_after(12) < first + (15 << 20)
 
 
+class Raw:
+    """A header value as it stands on the wire, for what pika would not encode."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self.encoded = encoded
+
+
+def nested_table(depth: int) -> bytes:
+    table = b""
+    for _ in range(depth):
+        table = b"\x01aF" + len(table).to_bytes(4, "big") + table
+    return b"F" + len(table).to_bytes(4, "big") + table
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"T" + (1_764_000_000_000).to_bytes(8, "big"), b"T" + b"\xff" * 8, nested_table(3000)],
+    ids=["a time stamp in milliseconds", "a time stamp beyond all", "a table nested deeply"],
+)
+def test_a_header_that_pika_cannot_decode_costs_nothing(
+    bench: Bench, value: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = pika.data.encode_value
+
+    def encode_raw(pieces: list[bytes], value: Any) -> int:
+        if isinstance(value, Raw):
+            pieces.append(value.encoded)
+            return len(value.encoded)
+        return encode(pieces, value)
+
+    monkeypatch.setattr(pika.data, "encode_value", encode_raw)
+    headers: Any = {"odd": Raw(value), "plain": 1}
+    worker = bench.worker()
+    bench.publish(b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(headers=headers))
+    bench.publish(b"no task", BasicProperties(headers=headers))
+    worker.wait_for("task_completed")
+    ((properties, _),) = bench.take_dead(1)
+    assert properties.headers
+    assert properties.headers["plain"] == 1
+    assert len(worker.events("worker_ready")) == 1
+
+
 # Message ids
+
+
+def test_a_message_id_that_is_not_utf8_is_shown_with_escapes(bench: Bench) -> None:
+    worker = bench.worker()
+    message_id: Any = b"\xff-1"
+    bench.publish(b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(message_id=message_id))
+    (done,) = worker.wait_for("task_completed")
+    assert done["message_id"] == "\\xff-1"
 
 
 def test_without_a_message_id_a_redelivered_task_runs_again(bench: Bench, link: Forwarder) -> None:
@@ -261,6 +357,16 @@ def test_a_handler_that_ends_the_program_fails_like_any_other(bench: Bench) -> N
     ((properties, _),) = bench.take_dead(1)
     assert properties.headers
     assert properties.headers["x-error-type"] == "SystemExit"
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize(("task", "words"), [("unspeakable", "cannot be put into words"), ("surrogate", "udcff")])
+def test_an_error_that_cannot_be_encoded_fails_like_any_other(bench: Bench, task: str, words: str) -> None:
+    worker = bench.handling("fail_unspeakably", RETRY_DELAYS="")
+    bench.send("--task", task, "--difficulty", "0", "--quiet")
+    ((properties, _),) = bench.take_dead(1)
+    assert properties.headers
+    assert words in str(properties.headers["x-error"])
     assert worker.process.poll() is None
 
 

@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from brokers import ROOT, Broker, free_port
-from programs import Bench
+from programs import Bench, copy_project
 from waiting import until
 
 
@@ -38,13 +39,34 @@ def test_the_demo_shows_three_workers_sharing_eight_tasks(bench: Bench) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert time.monotonic() - started < 25
     assert len(re.findall(r"^   \[Worker-\d\] ✅ Task completed!$", result.stdout, re.MULTILINE)) == 8
-    shares = re.findall(r"^  Worker-\d: (\d) tasks, (\d+) seconds of work$", result.stdout, re.MULTILINE)
+    shares = re.findall(r"^  Worker-\d: (\d) tasks, of difficulty (\d+) in all$", result.stdout, re.MULTILINE)
     assert sum(int(tasks) for tasks, _ in shares) == 8
-    assert sum(int(seconds) for _, seconds in shares) == 19
+    assert sum(int(difficulty) for _, difficulty in shares) == 19
     assert len(shares) == 3
     assert all(int(tasks) for tasks, _ in shares)
     assert "8 tasks sent, 8 confirmed" in result.stdout
     assert "demo." not in bench.broker.ctl("list_queues", "name")
+    assert result.stdout.endswith("whoever was free took the next.\n")
+
+
+def test_an_environment_that_was_interrupted_in_the_making_is_mended(bench: Bench, tmp_path: Path) -> None:
+    copy_project(tmp_path / "clone")
+    for moment in (0.3, 0.9, 1.5):
+        script = subprocess.Popen(
+            [tmp_path / "clone/scripts/broker.sh", "status"],
+            env=bench.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with suppress(subprocess.TimeoutExpired):
+            script.wait(moment)
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGTERM)
+        script.wait()
+    result = run(f"{tmp_path}/clone/scripts/broker.sh status", bench.environment())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "clone/.venv/bin/activate").exists()
 
 
 def test_the_demo_cleans_up_when_it_is_interrupted(bench: Bench) -> None:
@@ -120,6 +142,31 @@ def test_a_broker_elsewhere_is_not_started(bench: Bench) -> None:
     assert "only a broker on this machine can be started" in result.stderr
 
 
+def test_a_file_with_the_number_of_another_process_does_not_stop_that(bench: Bench, tmp_path: Path) -> None:
+    """What a crash of the machine leaves behind."""
+    port = free_port()
+    (tmp_path / str(port)).mkdir()
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        (tmp_path / str(port) / "kind").write_text("node\n")
+        (tmp_path / str(port) / f"{port}.pid").write_text(f"{bystander.pid}\n")
+        environment = bench.environment(RABBITMQ_URL=f"amqp://127.0.0.1:{port}/", BROKER_DIR=str(tmp_path))
+        assert run("./scripts/broker.sh down", environment).returncode == 0
+        with pytest.raises(subprocess.TimeoutExpired):
+            bystander.wait(0.5)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_closing_the_terminal_stops_the_workers(bench: Bench) -> None:
+    workers = bench.launch("scripts/workers.sh", ["2"], {})
+    workers.wait_for("worker_ready", 2)
+    workers.signal(signal.SIGHUP)
+    assert workers.wait() == 0
+    assert len(workers.events("worker_stopped")) == 2
+
+
 def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Path, breakable_broker: Broker) -> None:
     """Of the kind that this machine has: a private node, or a container."""
     port, management_port = free_port(), free_port()
@@ -129,7 +176,6 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
         "TASK_QUEUE": "kept",
         "BROKER_DIR": str(tmp_path),
         "BROKER_KIND": "docker" if breakable_broker.kind == "container" else "node",
-        "COMPOSE_PROJECT_NAME": f"kept-{port}",
         "RABBITMQ_MANAGEMENT_PORT": str(management_port),
     }
     sender, worker = (f"{sys.executable} {name}" for name in ("sender.py --task x --difficulty 0", "worker.py --burst"))
@@ -147,7 +193,8 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
         assert "tasks completed: 1" in run(worker, environment).stdout
     finally:
         run("./scripts/broker.sh down", environment)
-        run("docker compose down --volumes", environment)
+        checksum = run(f"printf %s {ROOT} | cksum | cut -d ' ' -f 1", environment).stdout.strip()
+        run(f"docker volume rm work-queue-{port}-{checksum}_rabbitmq", environment)
     ports_file = tmp_path / str(port) / "ports"
     ports = [
         port,

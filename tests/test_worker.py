@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from datetime import datetime
@@ -15,6 +16,7 @@ from itertools import pairwise
 
 import psutil
 import pytest
+from brokers import ROOT
 from pika import BasicProperties
 from programs import Bench
 from test_tasks import BAD_BODIES
@@ -26,7 +28,7 @@ def test_the_text_of_the_tutorial(bench: Bench) -> None:
     worker = bench.start("worker.py", "--id", "Worker-7", "--burst", LOG_FORMAT="text", SECONDS_PER_DIFFICULTY="1")
     assert worker.wait() == 0
     assert worker.stdout == (
-        f"🚀 [Worker-7] Waiting for tasks in {bench.queue} (prefetch 1); Ctrl-C to stop\n"
+        f"🚀 [Worker-7] Waiting for tasks in {bench.queue} (prefetch 1)\n"
         "📥 [Worker-7] Received task: Process image resize\n"
         "   [Worker-7] Difficulty: ⭐⭐⭐\n"
         "   [Worker-7] Progress: [█  ] 1/3s\n"
@@ -330,6 +332,21 @@ def test_output_lost_in_mid_task_gives_the_task_back(bench: Bench) -> None:
     until(lambda: bench.ready() == 1, "the task to be back")
 
 
+@pytest.mark.parametrize("command", ["worker.py --burst >&-", "sender.py >&-", "sender.py --file - <&-"])
+def test_a_missing_standard_stream_is_no_surprise(bench: Bench, command: str) -> None:
+    result = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -W error {ROOT}/{command}"],
+        env=bench.environment(),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert result.returncode == (2 if "--file" in command and "sent" not in result.stdout else 1)
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") <= 2
+
+
 def test_task_text_cannot_harm_a_terminal(bench: Bench) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\r\nfake line\u202egnp.exe"
     bench.publish(json.dumps({"id": 1, "task": evil, "difficulty": 0}).encode())
@@ -393,6 +410,7 @@ def test_a_task_finished_while_the_broker_was_away_is_acknowledged_not_redone(br
     breakable.broker.start()
     worker.wait_for("task_completed", seconds=40)
     assert len(worker.events("task_started")) == 1
+    assert len(worker.events("task_lost_connection")) == 1
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
     assert breakable.ready() == 0

@@ -1,0 +1,127 @@
+"""Faults at one exact moment of a worker, which no outside force can hit: the worker runs in this process, on a real
+broker, and a fault is put where it hurts."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from pika import BlockingConnection
+from pika.adapters.blocking_connection import BlockingChannel
+from programs import Bench
+from waiting import until
+
+import broker
+import config
+from output import WorkerOutput
+from tasks import Progress, Task
+from worker import Worker
+
+BODY = json.dumps({"id": 1, "task": "x", "difficulty": 0}).encode()
+
+
+def cut(connection: BlockingConnection) -> None:
+    """Cuts the link of a connection of this process."""
+    connection._impl._transport._sock.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def running(bench: Bench, monkeypatch: pytest.MonkeyPatch, handle: Callable[[Task], None]) -> Iterator[Worker]:
+    """A worker on a thread; at the end it is told to stop, and must."""
+    for name, value in bench.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = config.load()
+
+    def handler(task: Task, progress: Progress) -> None:
+        handle(task)
+
+    worker = Worker(settings, handler, WorkerOutput("Worker-here", "text"), "Worker-here")
+    thread = threading.Thread(target=worker.run, name="worker", daemon=True)
+    thread.start()
+    until(lambda: worker.connection is not None and worker.connection.is_open, "the worker to connect")
+    yield worker
+    worker.stopping = True
+    thread.join(10)
+    assert not thread.is_alive(), "the worker does not stop"
+
+
+@pytest.fixture(autouse=True)
+def quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    """The worker of this process writes to the real standard output."""
+
+
+def test_an_acknowledgement_that_fails_leaves_nothing_to_wait_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link breaks while the acknowledgement is written, and another consumer does the task."""
+    original = BlockingChannel.basic_ack
+    other_done = threading.Event()
+    broken = threading.Event()
+
+    def other_consumer() -> None:
+        with bench.broker.channel() as channel:
+
+            def take(channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
+                original(channel, method.delivery_tag)
+                other_done.set()
+
+            channel.basic_consume(bench.queue, take, arguments={"x-priority": 10})
+            ready.set()
+            for _ in range(200):
+                channel.connection.process_data_events(0.05)
+                if other_done.is_set():
+                    return
+
+    ready = threading.Event()
+
+    def acknowledge(self: BlockingChannel, delivery_tag: int = 0, multiple: bool = False) -> None:
+        if threading.current_thread().name == "worker" and not broken.is_set():
+            broken.set()
+            threading.Thread(target=other_consumer, daemon=True).start()
+            ready.wait()
+            cut(self.connection)
+        original(self, delivery_tag, multiple)
+
+    monkeypatch.setattr(BlockingChannel, "basic_ack", acknowledge)
+    with running(bench, monkeypatch, lambda task: None):
+        bench.publish(BODY)
+        until(other_done.is_set, "another consumer to do the task")
+    assert bench.ready() == 0
+
+
+def test_a_task_that_could_not_be_put_aside_runs_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gave up on its lost delivery, and the broker has delivered the task again before the worker knows that."""
+    runs: list[int] = []
+    reconnecting = threading.Event()
+    publish, connect = broker.publish_confirmed, broker.connect
+
+    def slow_to_connect(settings: config.Settings, name: str) -> Any:
+        if threading.current_thread().name == "worker" and runs and not reconnecting.is_set():
+            reconnecting.set()
+            until(lambda: not worker.finished.empty(), "the work thread to give up")
+        return connect(settings, name)
+
+    def fail_once(settings: config.Settings, *arguments: Any) -> None:
+        monkeypatch.setattr(broker, "publish_confirmed", publish)
+        assert worker.connection
+        cut(worker.connection)
+        reconnecting.wait()
+        raise broker.BrokerError("just now there is no broker")
+
+    monkeypatch.setattr(broker, "connect", slow_to_connect)
+    monkeypatch.setattr(broker, "publish_confirmed", fail_once)
+
+    def handle(task: Task) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise RuntimeError("at first")
+
+    with running(bench, monkeypatch, handle) as worker:
+        bench.publish_as_sender(BODY)
+        until(lambda: worker.completed == 1, "the task to be done after all")
+    assert bench.ready() == 0
