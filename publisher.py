@@ -70,8 +70,8 @@ class Publisher:
         self._wake_pending = False
         self._no_more = False
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
     def publish(self, message: Message) -> None:
         """Hands over one message; waits while `window` of them are unconfirmed. Raises what ended the publisher."""
@@ -85,7 +85,7 @@ class Publisher:
         """Returns when every message is settled, or after `timeout` seconds. Raises what ended the publisher."""
         self._no_more = True
         self._wake()
-        self._thread.join(timeout)
+        self._ended.wait(timeout)  # not join(): interrupted once, a second join returns at once
         if self._error:
             raise self._error
 
@@ -108,6 +108,7 @@ class Publisher:
             self._error = error
         if self._error:
             self._room.release(1_000_000)  # let publish() see it
+        self._ended.set()
 
     def _all_settled(self) -> bool:
         return self._no_more and not (self._unconfirmed or self._again or self._inbox)
