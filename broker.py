@@ -306,19 +306,46 @@ def copy(body: bytes, properties: BasicProperties, headers: dict[str, Any]) -> M
     )
 
 
-def publish_confirmed(settings: Settings, name: str, queue: str, message: Message) -> None:
-    """Publishes one message to `queue` over a connection of its own, and returns when the broker has confirmed it.
+class CopyPublisher:
+    """Publishes one message at a time, over a connection of its own, for the thread that made it.
 
     Of its own, since a broker that is out of memory or disk blocks connections that publish: the connection that
-    acknowledges must not be one of them. Raises BrokerError; then the message may or may not have arrived.
+    acknowledges must not be one of them. It is opened when it is needed, and has to be closed before the thread does
+    anything else for long, as nobody answers its heartbeats meanwhile.
     """
-    with connect(settings, name) as connection:
-        channel = connection.channel()
-        declare_queues(channel, settings)  # somebody may have deleted it
-        channel.confirm_delivery()
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._connection: BlockingConnection | None = None
+        self._channel: BlockingChannel | None = None
+
+    def publish(self, queue: str, message: Message) -> None:
+        """Returns when the broker has confirmed it. Raises BrokerError; then it may or may not have arrived."""
         try:
+            channel = self._channel or self._open()
             channel.basic_publish("", queue, message.body, message.properties, mandatory=True)
         except UnroutableError:
+            self.close()  # to declare it anew, where we may
+            if self._settings.queue_type != "existing":
+                raise BrokerError(f"queue {queue!r} is gone") from None
             raise Misconfigured(f"there is no queue {queue!r}: make it, or set QUEUE_TYPE=classic") from None
         except NackError:
             raise BrokerError(f"queue {queue!r} refused a message") from None
+        except (AMQPError, OSError) as error:
+            self.close()
+            raise explain(error, self._settings) from None
+
+    def _open(self) -> BlockingChannel:
+        self._connection, _ = open_connection(self._settings, self._name)
+        channel = self._connection.channel()
+        declare_queues(channel, self._settings)
+        channel.confirm_delivery()
+        self._channel = channel
+        return channel
+
+    def close(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection:
+            with suppress(AMQPError, OSError):
+                connection.close()

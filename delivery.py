@@ -28,6 +28,7 @@ class Delivery:
     redelivered: bool
     properties: BasicProperties
     body: bytes
+    suspect: bool = False  # it may have ended the worker that had it before: see Retry.count_redelivery
     task: Task | None = None
     outcome: Outcome | None = None
 

@@ -35,12 +35,17 @@ def described(error: BaseException) -> dict[str, str]:
 
 
 class Retry:
-    """The ways out, for the worker `name`. `note` gets lines for people."""
+    """The ways out, for one work thread of the worker `name`. `note` gets lines for people."""
 
     def __init__(self, settings: Settings, name: str, note: Callable[[str], None]) -> None:
         self._settings = settings
         self._name = name
         self._note = note
+        self._publisher = broker.CopyPublisher(settings, name)
+
+    def close(self) -> None:
+        """To be called before the thread runs a handler or waits: see CopyPublisher."""
+        self._publisher.close()
 
     def later(self, delivery: Delivery, error: BaseException) -> Outcome:
         """Into the retry queue of the next delay, or after the last one into the dead queue."""
@@ -68,7 +73,9 @@ class Retry:
         """Settles a redelivered task that must not run now; None if it may run.
 
         A quorum queue counts how often it handed out a task. A classic queue does not, and would hand a task that
-        kills its worker to one after the other: so a copy that carries the count takes the task's place.
+        kills its worker to one after the other: so a copy that carries the count takes the task's place, at the end
+        of the queue. After a crash of the broker, though, a classic queue calls all that it holds redelivered: the
+        worker asks this only for the first few in a row.
         """
         counted_by_broker = delivery.counted("x-delivery-count")
         deliveries = counted_by_broker or delivery.counted("x-deliveries") + 1
@@ -85,7 +92,7 @@ class Retry:
         delays = broker.backoff()
         while True:
             try:
-                return broker.publish_confirmed(self._settings, self._name, queue, message)
+                return self._publisher.publish(queue, message)
             except (broker.Refused, broker.Misconfigured):
                 raise
             except broker.BrokerError as error:

@@ -36,7 +36,8 @@ from delivery import Delivery, LostDeliveries, Outcome
 from output import OutputClosed, WorkerOutput, fill_missing_streams, note
 from retry import DeliveryLost, Retry
 
-LASTING_SECONDS = 5  # a connection that held for so long worked: after its loss, the first attempts come quickly again
+LASTING_SECONDS = 5  # a connection that held for so long worked, though it delivered nothing
+SUSPECTS = 10  # redelivered tasks in a row; more of them come from a crash of the broker, not from dead workers
 TICK_SECONDS = 0.1  # how long the main thread waits for the broker before it looks at everything else
 
 Handler = Callable[[tasks.Task, tasks.Progress], None]
@@ -67,7 +68,6 @@ class Worker:
         self.output = output
         self.name = name
         self.burst = burst
-        self.retry = Retry(settings, name, output.note)
         self.todo: SimpleQueue[Delivery] = SimpleQueue()
         self.finished: SimpleQueue[Delivery] = SimpleQueue()
         self.failure: Exception | None = None  # what a work thread met that ends the worker
@@ -78,6 +78,8 @@ class Worker:
         self.unsettled: set[Delivery] = set()  # in `todo`, running, or in `finished`
         self.lost = LostDeliveries(settings.prefetch_count)
         self.completed = 0
+        self.redelivered_in_a_row = 0
+        self.delays = broker.backoff()
         self.busy_at = 0.0
 
     # The main thread: connect, consume, settle
@@ -102,7 +104,6 @@ class Worker:
         return exit_code
 
     def connect_and_consume(self) -> None:
-        delays = broker.backoff()
         while not self.stopping:
             connected_at = time.monotonic()
             try:
@@ -121,13 +122,14 @@ class Worker:
                 if self.connection:
                     self.lose_deliveries()
                 if time.monotonic() - connected_at > LASTING_SECONDS:
-                    delays = broker.backoff()
-                delay = next(delays)
+                    self.delays = broker.backoff()
+                delay = next(self.delays)
                 self.output.note(f"{error}; connecting again in {delay:.1f} s")
                 self.wait(delay)
 
     def consume(self, channel: BlockingChannel) -> None:
         """Takes deliveries until a signal, or with `burst` until the queue is empty, and settles all of them."""
+        self.redelivered_in_a_row = 0
         channel.basic_qos(prefetch_count=self.settings.prefetch_count)
         channel.add_on_cancel_callback(self.on_cancelled_by_broker)
         while True:
@@ -151,7 +153,10 @@ class Worker:
         self.settle_finished()
 
     def on_delivery(self, channel: BlockingChannel, method: Any, properties: BasicProperties, body: bytes) -> None:
-        delivery = Delivery(channel, method.delivery_tag, method.redelivered, properties, body)
+        self.delays = broker.backoff()  # this connection works: after its loss, the first attempts come quickly
+        self.redelivered_in_a_row = self.redelivered_in_a_row + 1 if method.redelivered else 0
+        suspect = 0 < self.redelivered_in_a_row <= max(SUSPECTS, self.settings.prefetch_count)
+        delivery = Delivery(channel, method.delivery_tag, method.redelivered, properties, body, suspect)
         earlier = self.lost.known(delivery)
         if earlier is None:
             self.unsettled.add(delivery)
@@ -237,10 +242,15 @@ class Worker:
     # A work thread: run handlers
 
     def work(self) -> None:
+        retry = Retry(self.settings, self.name, self.output.note)
         while True:
-            delivery = self.todo.get()
             try:
-                delivery.outcome = self.attempt(delivery)
+                delivery = self.todo.get(timeout=1)
+            except Empty:
+                retry.close()
+                continue
+            try:
+                delivery.outcome = self.attempt(delivery, retry)
             except DeliveryLost:
                 pass
             except Exception as error:
@@ -250,14 +260,15 @@ class Worker:
                 if self.connection:
                     self.connection.add_callback_threadsafe(lambda: None)  # wakes it
 
-    def attempt(self, delivery: Delivery) -> Outcome:
+    def attempt(self, delivery: Delivery, retry: Retry) -> Outcome:
         """Runs the handler; whatever comes of it, the task is safe to acknowledge when this returns."""
         try:
             delivery.task = tasks.Task.decode(delivery.body)
         except tasks.BadTask as error:
-            return self.retry.never(delivery, error)
-        if delivery.redelivered and (outcome := self.retry.count_redelivery(delivery)):
+            return retry.never(delivery, error)
+        if delivery.suspect and (outcome := retry.count_redelivery(delivery)):
             return outcome
+        retry.close()
         self.output.event("task_started", **delivery.fields())
         started = time.monotonic()
         try:
@@ -265,10 +276,10 @@ class Worker:
         except OutputClosed:
             raise
         except tasks.Reject as error:
-            return self.retry.never(delivery, error)
+            return retry.never(delivery, error)
         except BaseException as error:  # SystemExit too: a task must not end its worker
             self.output.note(traceback.format_exc())
-            return self.retry.later(delivery, error)
+            return retry.later(delivery, error)
         return "task_completed", {"seconds": round(time.monotonic() - started, 6)}
 
     def report_progress(self, delivery: Delivery, done: float, total: float) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=KINDS,
         help="RABBITMQ_TEST_URL, a container, or a private local node (default: the first of them that works)",
     )
+
+
+def pytest_configure() -> None:
+    """Signals that whoever started the tests has had ignored would be ignored by all programs under test."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 Maker = Callable[[], Broker]

@@ -145,6 +145,16 @@ def test_a_killed_broker_loses_nothing_that_was_confirmed(breakable: Bench) -> N
     until(lambda: len({event["id"] for event in worker.events("task_completed")}) == 30_000, "all tasks", seconds=60)
 
 
+def test_after_a_crash_of_the_broker_a_backlog_is_worked_on_at_once(breakable: Bench) -> None:
+    """A classic queue then calls everything redelivered. Only the first few are put back to be counted."""
+    breakable.send("--count", "300", "--max-difficulty", "0", "--quiet")
+    breakable.broker.kill()
+    breakable.broker.start()
+    worker = breakable.worker()
+    worker.wait_for("task_completed", 300)
+    assert [event["id"] for event in worker.events("task_started")] == [*range(11, 301), *range(1, 11)]
+
+
 @pytest.mark.parametrize("alarm", ["memory", "disk"])
 def test_in_an_alarm_the_sender_waits_and_acknowledgements_flow(breakable: Bench, alarm: str) -> None:
     raise_alarm, clear_alarm = {

@@ -98,7 +98,7 @@ def test_a_task_that_could_not_be_put_aside_runs_again(bench: Bench, monkeypatch
     """It gave up on its lost delivery, and the broker has delivered the task again before the worker knows that."""
     runs: list[int] = []
     reconnecting = threading.Event()
-    publish, connect = broker.publish_confirmed, broker.connect
+    publish, connect = broker.CopyPublisher.publish, broker.connect
 
     def slow_to_connect(settings: config.Settings, name: str) -> Any:
         if threading.current_thread().name == "worker" and runs and not reconnecting.is_set():
@@ -106,15 +106,15 @@ def test_a_task_that_could_not_be_put_aside_runs_again(bench: Bench, monkeypatch
             until(lambda: not worker.finished.empty(), "the work thread to give up")
         return connect(settings, name)
 
-    def fail_once(settings: config.Settings, *arguments: Any) -> None:
-        monkeypatch.setattr(broker, "publish_confirmed", publish)
+    def fail_once(*arguments: Any) -> None:
+        monkeypatch.setattr(broker.CopyPublisher, "publish", publish)
         assert worker.connection
         cut(worker.connection)
         reconnecting.wait()
         raise broker.BrokerError("just now there is no broker")
 
     monkeypatch.setattr(broker, "connect", slow_to_connect)
-    monkeypatch.setattr(broker, "publish_confirmed", fail_once)
+    monkeypatch.setattr(broker.CopyPublisher, "publish", fail_once)
 
     def handle(task: Task) -> None:
         runs.append(1)

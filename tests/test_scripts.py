@@ -93,7 +93,6 @@ def test_control_c_in_a_terminal_stops_the_workers_once(bench: Bench) -> None:
     """The terminal sends Ctrl-C to the whole group: each worker must see it once, or it would stop at once."""
     pid, terminal = pty.fork()
     if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever started the tests may have had it ignored
         environment = bench.environment(SECONDS_PER_DIFFICULTY="1")
         os.execve(str(ROOT / "scripts/workers.sh"), ["workers.sh", "3"], environment)
     try:
