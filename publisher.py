@@ -38,7 +38,9 @@ class Publisher:
 
     `publish` is called by one thread and waits while the window is full. The connection lives on another, which calls
     `on_settled(label, outcome)` once a message: "confirmed", "returned" (there is no such queue) or "refused". What
-    was not confirmed when a connection died is published again, the very same message. `note` gets lines for people.
+    was not confirmed when a connection died is published again, the very same message; so is what was refused, until
+    nothing has been confirmed for CONNECT_TIMEOUT_SECONDS: a quorum queue without a leader refuses for a moment, a
+    full queue until somebody consumes. `note` gets lines for people.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Publisher:
         self._room = threading.Semaphore(window)
         self._inbox: deque[Message] = deque()  # filled by publish(), emptied by the connection's thread
         self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
-        self._again: deque[Message] = deque()  # unconfirmed on a connection or channel that is gone
+        self._again: deque[Message] = deque()  # to be published again
+        self._refused: list[Message] = []  # waiting for that
+        self._refused_since = 0.0  # no confirm since then; 0 if all is well
         self._returned: set[str] = set()
         self.published = 0
         """Messages handed to a broker at least once."""
@@ -111,7 +115,7 @@ class Publisher:
         self._ended.set()
 
     def _all_settled(self) -> bool:
-        return self._no_more and not (self._unconfirmed or self._again or self._inbox)
+        return self._no_more and not (self._unconfirmed or self._again or self._refused or self._inbox)
 
     def _serve_one_connection(self) -> None:
         """Connects, publishes, and returns when all is settled, or the connection is gone, or all is given up."""
@@ -188,19 +192,37 @@ class Publisher:
 
     def _on_confirm(self, frame: Any) -> None:
         """Settles the message of one delivery tag, or with `multiple` all up to it."""
-        self._give_up_at = 0.0  # the broker works
-        self._delays = backoff(most=1.0)
         method = frame.method
+        if isinstance(method, Basic.Ack):  # the broker works
+            self._give_up_at = self._refused_since = 0.0
+            self._delays = backoff(most=1.0)
         tags = [method.delivery_tag]
         if method.multiple:
             tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
         for tag in tags:
             message = self._unconfirmed.pop(tag)
-            outcome = "confirmed" if isinstance(method, Basic.Ack) else "refused"
-            if message.properties.message_id in self._returned:
+            if isinstance(method, Basic.Nack):
+                self._on_refusal(message)
+            elif message.properties.message_id in self._returned:
                 self._returned.remove(message.properties.message_id)
-                outcome = "returned"
-            self._settle(message, outcome)
+                self._settle(message, "returned")
+            else:
+                self._settle(message, "confirmed")
+        self._publish_more()
+
+    def _on_refusal(self, message: Message) -> None:
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if now - self._refused_since > self._settings.connect_timeout_seconds:
+            self._settle(message, "refused")
+            return
+        if not self._refused and self._connection:
+            self._connection.ioloop.call_later(next(self._delays), self._publish_refused)
+        self._refused.append(message)
+
+    def _publish_refused(self) -> None:
+        self._again.extend(self._refused)
+        self._refused.clear()
         self._publish_more()
 
     def _settle(self, message: Message, outcome: str) -> None:
@@ -246,5 +268,7 @@ class Publisher:
 
     def _take_back_unconfirmed(self) -> None:
         self._again.extendleft(reversed(self._unconfirmed.values()))
+        self._again.extend(self._refused)
         self._unconfirmed.clear()
+        self._refused.clear()
         self._returned.clear()

@@ -103,13 +103,13 @@ broker_logs() {
   esac
 }
 
-answers() { "$python" scripts/probe.py answers; }
+answers() { "$python" scripts/probe.py answers "$@"; }
 
-wait_until_it_answers() {
+wait_until_it_answers() { # wait_until_it_answers [PORT]: of another node than the first
   local tries
   for tries in $(seq 150); do
     local status=0
-    answers 2>/dev/null || status=$?
+    answers "$@" 2>/dev/null || status=$?
     case $status in
       0) return ;;
       4)
@@ -220,7 +220,7 @@ form_cluster() {
   local number
   for number in $(seq 1 $((nodes - 1))); do
     local other=$((port + number))
-    ctl "$other" await_startup >/dev/null
+    wait_until_it_answers "$other"
     [ ! -e "$state/$other.joined" ] || continue
     ctl "$other" stop_app && ctl "$other" join_cluster "rabbit-$port@localhost" && ctl "$other" start_app ||
       { stop_started; die 3 "the node on port $other could not join the cluster"; }

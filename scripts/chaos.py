@@ -210,6 +210,8 @@ class Chaos:
         print(f"seed {self.arguments.seed}, {self.arguments.workers} workers, {self.arguments.queue_type} queue")
         for name, value in rows.items():
             print(f"  {name:<20}{value}")
+        if confirmed < self.arguments.tasks:
+            print("the end of the sender's log:", *sender_log.splitlines()[-8:], sep="\n  ")
         if lost:
             print(f"lost: {sorted(set(range(1, self.arguments.tasks + 1)) - done.keys() - dead)[:20]} ...")
         return 1 if lost or not closing else 0

@@ -1,7 +1,8 @@
 """For the shell scripts: what RABBITMQ_URL says, and whether a broker answers there.
 
-probe.py url       shell assignments of the first URL's parts: host, port, user_name, password, vhost, tls, shown
-probe.py answers   exit 0 if an AMQP connection opens, 3 if nothing answers, 4 if it is refused
+probe.py url              shell assignments of the first URL's parts: host, port, user_name, password, vhost, tls, shown
+probe.py answers [PORT]   exit 0 if an AMQP connection opens, there or at another port, 3 if nothing answers,
+                          4 if it is refused
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -19,7 +21,7 @@ import broker
 import config
 
 
-def main(question: str) -> int:
+def main(question: str, other_port: str = "") -> int:
     try:
         settings = config.load()
     except config.SettingError as error:
@@ -41,6 +43,8 @@ def main(question: str) -> int:
         }
         print("\n".join(f"{name}={shlex.quote(value)}" for name, value in facts.items()))
         return 0
+    if other_port:
+        url = url.replace(f":{urlsplit(url).port}/", f":{other_port}/")
     try:
         with broker.connect(replace(settings, rabbitmq_urls=(url,), connect_timeout_seconds=5.0), "probe"):
             return 0
@@ -52,4 +56,4 @@ def main(question: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -147,13 +147,26 @@ def test_a_full_queue_refuses_and_the_sender_says_so(bench: Bench) -> None:
     with bench.broker.channel() as channel:
         arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
         channel.queue_declare(bench.queue, durable=True, arguments=arguments)
-    sender = bench.start("sender.py", "--window", "1", QUEUE_TYPE="existing")
-    assert sender.wait() == 1
+    sender = bench.start("sender.py", QUEUE_TYPE="existing", CONNECT_TIMEOUT_SECONDS="1")
+    assert sender.wait(5) == 1
     sent, confirmed, refused = (int(word) for word in sender.stdout.splitlines()[-1].split() if word.isdigit())
     assert sent == 8
     assert confirmed + refused == 8
     assert refused > 0
     assert bench.ready() == confirmed
+
+
+def test_a_queue_that_is_full_for_a_while_is_waited_for(bench: Bench) -> None:
+    with bench.broker.channel() as channel:
+        arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
+        channel.queue_declare(bench.queue, durable=True, arguments=arguments)
+    sender = bench.start("sender.py", QUEUE_TYPE="existing")
+    arrived = 0
+    while arrived < 8:
+        until(lambda: bench.ready() > 0, "tasks in the queue")
+        arrived += len(bench.take_all())
+    assert sender.wait() == 0
+    assert sender.stdout.splitlines()[-1] == "8 tasks sent, 8 confirmed"
 
 
 def test_a_queue_with_other_arguments_is_named_with_the_ways_out(bench: Bench) -> None:
