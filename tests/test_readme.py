@@ -42,7 +42,7 @@ def test_the_console_blocks_do_what_they_show(bench: Bench, tmp_path: Path) -> N
     terminals: list[tuple[str, subprocess.Popen[bytes], Path]] = []
     try:
         for number, (terminal, text) in enumerate(CONSOLES):
-            for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+            for command, expected in re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
                 output = tmp_path / f"{number}.output"
                 with output.open("wb") as file:
                     process = subprocess.Popen(
@@ -119,7 +119,9 @@ def test_every_promise_names_a_test_that_exists() -> None:
 
 def test_every_other_command_is_run_by_a_check() -> None:
     """What stands in a plain sh block: scripts by test_scripts.py, Docker Compose by check_compose.sh, this by you."""
-    scripts, compose = (ROOT / "tests/test_scripts.py").read_text(), (ROOT / "scripts/check_compose.sh").read_text()
+    names = ("tests/test_scripts.py", "tests/test_dead_letters.py", "tests/brokers.py", "tests/test_chaos.py")
+    scripts = "".join((ROOT / name).read_text() for name in names)
+    compose = (ROOT / "scripts/check_compose.sh").read_text()
     plain = {
         "git clone <this repository> work-queue",
         "cd work-queue",
@@ -128,7 +130,9 @@ def test_every_other_command_is_run_by_a_check() -> None:
     }
     text = "".join(text for language, _, text in BLOCKS if language == "sh")
     for command in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):
-        name = command.split()[0].removeprefix("./")
+        name = (
+            command.split()[2 if command.startswith("docker compose -f") else 0].removeprefix("./").removeprefix("-f ")
+        )
         assert command in plain or command in compose or name in scripts, command
 
 
