@@ -155,13 +155,19 @@ class Bench:
 
     def take_all(self, queue: str = "") -> list[tuple[BasicProperties, bytes]]:
         """Removes and returns all that waits in a queue."""
-        with self.broker.channel() as channel:
-            found: list[tuple[BasicProperties, bytes]] = []
-            while True:
-                method, properties, body = channel.basic_get(queue or self.queue, auto_ack=True)
-                if method is None or properties is None or body is None:
-                    return found
-                found.append((properties, body))
+        found: list[tuple[BasicProperties, bytes]] = []
+        while count := self.ready(queue):
+            with self.broker.channel() as channel:
+                for method, properties, body in channel.consume(
+                    queue or self.queue, auto_ack=True, inactivity_timeout=5
+                ):
+                    if method is None or properties is None or body is None:
+                        break
+                    found.append((properties, body))
+                    count -= 1
+                    if not count:
+                        break
+        return found
 
     def take_dead(self, count: int, seconds: float = 15.0) -> list[tuple[BasicProperties, bytes]]:
         """Waits until `count` tasks are dead; removes and returns them."""
