@@ -5,10 +5,12 @@ A connection belongs to one thread: `connect` gives the calling thread one of it
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import random
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -123,17 +125,36 @@ def connect(settings: Settings, name: str) -> Iterator[BlockingConnection]:
         raise explain(error, settings) from None
 
 
-def open_connection(settings: Settings, name: str) -> tuple[BlockingConnection, str]:
-    """A connection, and the URL it leads to."""
-    failure = BrokerError("no broker")
+def open_connection(settings: Settings, name: str) -> tuple[BlockingConnection, URLParameters]:
+    """A connection, and the parameters that led to it. Raises BrokerError."""
+    failures = []
     for url in settings.rabbitmq_urls:
         try:
-            return BlockingConnection(parameters(settings, url, name), _impl_class=Connection), url  # type: ignore[arg-type]
-        except (AMQPError, OSError) as error:
-            failure = explain(error, settings, url)
-            if isinstance(failure, Refused):
-                break
-    raise failure from None
+            for usable in _addresses(parameters(settings, url, name)):
+                try:
+                    return BlockingConnection(usable, _impl_class=Connection), usable  # type: ignore[arg-type]
+                except (AMQPError, OSError) as error:
+                    failures.append(explain(error, settings, url))
+                    if isinstance(failures[-1], Refused):
+                        raise failures[-1] from None
+        except socket.gaierror as error:
+            failures.append(explain(error, settings, url))
+    raise next((failure for failure in failures if _NO_ADDRESS not in str(failure)), failures[-1])
+
+
+def _addresses(named: URLParameters) -> Iterator[URLParameters]:
+    """The same parameters for each address that the host's name stands for.
+
+    pika would try them all by itself, but tell only of the last: of ::1, say, where a machine does not use that, and
+    not of the password that was refused at 127.0.0.1.
+    """
+    for *_, (address, *_) in socket.getaddrinfo(named.host, named.port, type=socket.SOCK_STREAM):
+        usable = copy.copy(named)
+        usable.host = str(address)
+        yield usable
+
+
+_NO_ADDRESS = "this machine has no way to that address"
 
 
 def backoff(first: float = 0.1, most: float = 10.0) -> Iterator[float]:
@@ -201,7 +222,7 @@ def innermost(error: BaseException) -> str:
             break
         error = inner[0]
     if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
-        return "no address of this host answers"  # the last one tried was of a kind that this machine does not use
+        return _NO_ADDRESS
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words: list[str] = re.findall(r"'([^']+)'", str(error)) or [str(error) or type(error).__name__]
@@ -284,7 +305,7 @@ class Message:
 _NOT_COPIED = dict.fromkeys(("CC", "BCC", "x-delivery-count"))
 
 
-def copy(body: bytes, properties: BasicProperties, headers: dict[str, Any]) -> Message:
+def copied(body: bytes, properties: BasicProperties, headers: dict[str, Any]) -> Message:
     """The same message for another queue: persistent, with more headers, or less of them where one is None, and
     without what would expire or divert it."""
     merged = {**(properties.headers or {}), **headers, **_NOT_COPIED}

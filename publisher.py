@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
-from pika import BasicProperties, SelectConnection
+from pika import BasicProperties, SelectConnection, URLParameters
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import Basic
 
@@ -28,7 +28,6 @@ from broker import (
     explain,
     innermost,
     open_connection,
-    parameters,
 )
 from config import Settings
 
@@ -119,7 +118,7 @@ class Publisher:
 
     def _serve_one_connection(self) -> None:
         """Connects, publishes, and returns when all is settled, or the connection is gone, or all is given up."""
-        usable = parameters(self._settings, self._url_that_answers(), self._name)
+        usable = self._parameters_that_work()
         usable.blocked_connection_timeout = None  # a sender waits as long as it takes, and says so
         connection = Connection(
             usable,
@@ -139,15 +138,15 @@ class Publisher:
                 self._connection = self._channel = None
             connection.ioloop.close()
 
-    def _url_that_answers(self) -> str:
+    def _parameters_that_work(self) -> URLParameters:
         """Tries for CONNECT_TIMEOUT_SECONDS to connect and to declare the queue. Raises BrokerError."""
         self._give_up_at = self._give_up_at or time.monotonic() + self._settings.connect_timeout_seconds
         while True:
             try:
-                connection, url = open_connection(self._settings, self._name)
+                connection, usable = open_connection(self._settings, self._name)
                 with connection:
                     declare_task_queue(connection.channel(), self._settings)
-                return url
+                return usable
             except (AMQPError, OSError, BrokerError) as error:
                 failure = explain(error, self._settings)
                 delay = next(self._delays)

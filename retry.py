@@ -88,7 +88,7 @@ class Retry:
 
     def _move(self, delivery: Delivery, queue: str, headers: dict[str, Any]) -> None:
         """Publishes a copy to `queue`, and returns when it is confirmed. Raises DeliveryLost."""
-        message = broker.copy(delivery.body, delivery.properties, headers)
+        message = broker.copied(delivery.body, delivery.properties, headers)
         delays = broker.backoff()
         while True:
             try:

@@ -139,7 +139,7 @@ def replay(channel: BlockingChannel, settings: Settings, arguments: argparse.Nam
         wanted.discard(dead.id)
         # counted, so that no worker takes it for what it had in hand before
         headers = {**dict.fromkeys(REASONS), "x-replays": dead.replays + 1}
-        message = broker.copy(dead.body, dead.properties, headers)
+        message = broker.copied(dead.body, dead.properties, headers)
         try:
             channel.basic_publish("", settings.task_queue, message.body, message.properties, mandatory=True)
         except (UnroutableError, NackError):

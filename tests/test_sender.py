@@ -187,8 +187,7 @@ def test_no_broker(bench: Bench) -> None:
     sender = bench.start("sender.py", RABBITMQ_URL="amqp://guest:s3cret@localhost:1/", CONNECT_TIMEOUT_SECONDS="0.5")
     assert sender.wait() == 3
     assert sender.stdout == "0 tasks sent, 0 confirmed\n"
-    reasons = ("Connection refused", "no address of this host answers")
-    assert any(f"no broker answers at amqp://guest:***@localhost:1/ ({reason})" in sender.stderr for reason in reasons)
+    assert "no broker answers at amqp://guest:***@localhost:1/ (Connection refused)" in sender.stderr
     assert sender.stderr.count("\n") == 1
 
 
