@@ -19,6 +19,7 @@ from waiting import until
 
 ROOT = Path(__file__).parent.parent
 IMAGE = "rabbitmq:4-management"
+DOCKER = shutil.which("docker")
 
 
 class NoBroker(Exception):
@@ -137,6 +138,9 @@ class ContainerBroker(Broker):
 
     def __init__(self, files: dict[str, bytes] | None = None, ports: dict[int, int] | None = None) -> None:
         port = free_port()
+        # asked before: the client library leaves a socket open where no engine answers
+        if not DOCKER or subprocess.run([DOCKER, "info"], capture_output=True, check=False).returncode:
+            raise NoBroker("no Docker engine answers")
         try:
             from testcontainers.community.rabbitmq import RabbitMqContainer
 
