@@ -195,12 +195,16 @@ ${BROKER_CONFIG:-}
 C
   rm -f "$state/$1.pid"
   set -m # a process group of its own: a Ctrl-C in this terminal is not for the broker
-  HOME=$state ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT=$epmd_port \
-    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-work_queue $1 " RABBITMQ_NODENAME=rabbit-$1@localhost RABBITMQ_NODE_PORT=$1 RABBITMQ_DIST_PORT=$2 \
-    RABBITMQ_CONF_ENV_FILE=$state/no-such-file RABBITMQ_CONFIG_FILE=$state/$1.conf \
-    RABBITMQ_ENABLED_PLUGINS_FILE=$state/enabled_plugins RABBITMQ_PID_FILE=$state/$1.pid \
-    RABBITMQ_MNESIA_BASE=$state/data RABBITMQ_LOG_BASE=$state/log RABBITMQ_LOGS=- \
-    nohup "$server" </dev/null >"$state/$1.log" 2>&1 &
+  (
+    cd "$state" # where a crash would leave its dump
+    export HOME=$state ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT=$epmd_port
+    export RABBITMQ_NODENAME=rabbit-$1@localhost RABBITMQ_NODE_PORT=$1 RABBITMQ_DIST_PORT=$2
+    export RABBITMQ_CONF_ENV_FILE=$state/no-such-file RABBITMQ_CONFIG_FILE=$state/$1.conf
+    export RABBITMQ_ENABLED_PLUGINS_FILE=$state/enabled_plugins RABBITMQ_PID_FILE=$state/$1.pid
+    export RABBITMQ_MNESIA_BASE=$state/data RABBITMQ_LOG_BASE=$state/log RABBITMQ_LOGS=-
+    export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-work_queue $1 " # by which we know it again
+    exec nohup "$server" </dev/null >"$state/$1.log" 2>&1
+  ) &
   launcher=$!
   set +m
 }
