@@ -206,7 +206,7 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
     if isinstance(error, (ChannelClosedByBroker, ConnectionClosedByBroker)):
         return BrokerError(f"the broker closed the channel or the connection: {text}")
     if url:
-        return BrokerError(f"no broker answers at {where} ({text})")
+        return BrokerError(f"no broker answers at {where} ({text}): is it running, and RABBITMQ_URL right?")
     return BrokerError(f"the connection to the broker is lost ({text})")
 
 

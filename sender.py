@@ -77,8 +77,8 @@ def send(to_send: Iterator[tasks.Task], settings: config.Settings, window: int, 
     except broker.BrokerError as error:
         report.note(f"sender.py: {error}")
         exit_code = error.exit_code
-    except OutputClosed as error:
-        report.note(f"sender.py: {error}; nothing more is sent")
+    except (OutputClosed, KeyboardInterrupt) as error:
+        report.note(f"sender.py: {str(error) or 'interrupted'}; nothing more is sent")
         exit_code = 1
     report.close(publisher.published)
     return exit_code or int(report.confirmed < publisher.published)
