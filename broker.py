@@ -100,7 +100,7 @@ def parameters(settings: Settings, url: str, name: str) -> URLParameters:
     if result.blocked_connection_timeout is None:
         result.blocked_connection_timeout = BLOCKED_SECONDS
     if result.ssl_options:
-        # pika's own leaves out the host's name, without which a certificate cannot be checked
+        # the host's name as it was given, not the address that we try, is what the certificate must be for
         result.ssl_options = SSLOptions(tls_context(settings), server_hostname=result.host)
     patience = settings.connect_timeout_seconds / len(settings.rabbitmq_urls)
     result.socket_timeout = result.stack_timeout = patience

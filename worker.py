@@ -143,6 +143,8 @@ class Worker:
                 channel.basic_nack(held.tag, requeue=True)
             while self.unsettled:
                 self.pump(channel)
+            if not self.stopping:
+                self.pump(channel)  # the broker answers how many are ready before it has put back what was rejected
             if self.stopping or broker.ready_tasks(channel, self.settings) == 0:
                 return
 

@@ -17,6 +17,7 @@ from brokers import (
     first_that_works,
     url_broker,
 )
+from forwarder import Forwarder
 from programs import Bench
 
 KINDS = ("url", "container", "local")
@@ -113,3 +114,12 @@ def breakable(breakable_broker: Broker, tmp_path: Path) -> Iterator[Bench]:
     if not breakable_broker.answers():
         breakable_broker.start()
     bench.close()
+
+
+@pytest.fixture
+def link(bench: Bench) -> Iterator[Forwarder]:
+    """The programs of this test reach the broker through it; the test itself does not."""
+    forwarder = Forwarder(bench.url)
+    bench.url = forwarder.url
+    yield forwarder
+    forwarder.close()

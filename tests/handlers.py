@@ -37,6 +37,10 @@ def fail_unspeakably(task: Task, progress: Progress) -> None:
         def __str__(self) -> str:
             raise ValueError("no words")
 
+    if task.task == "long":
+        raise RuntimeError("x" * 1_000_000)
+    if task.task == "escapes":
+        raise RuntimeError("\x1b[2J")
     raise Unspeakable if task.task == "unspeakable" else RuntimeError(os.fsdecode(b"\xff"))
 
 

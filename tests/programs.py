@@ -100,7 +100,7 @@ class Bench:
         return f"{self.queue}.dead"
 
     def environment(self, **settings: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in ("PREFETCH_COUNT",)}
+        kept = {name: value for name, value in os.environ.items() if name not in ("PREFETCH_COUNT", "PYTHONUNBUFFERED")}
         return {**kept, **DEFAULTS, "RABBITMQ_URL": self.url, "TASK_QUEUE": self.queue, **settings}
 
     def start(self, program: str, *arguments: str, **settings: str) -> Program:

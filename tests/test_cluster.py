@@ -28,6 +28,10 @@ def test_the_arguments_of_a_quorum_queue(cluster: Bench) -> None:
     for argument in ('"x-delivery-limit",7', f'"x-dead-letter-routing-key","{cluster.dead}"', '"reject-publish"'):
         assert argument in row.replace(", ", ","), row
     assert "at-least-once" in row
+    cluster.worker(**QUORUM, DELIVERY_LIMIT="7")
+    arguments = cluster.broker.ctl("list_queues", "name", "arguments").replace(", ", ",")
+    (dead,) = [line for line in arguments.splitlines() if line.startswith(cluster.dead)]
+    assert '"x-delivery-limit",2147483648' in dead, "RabbitMQ 4 would drop what has been looked at 20 times"
 
 
 def test_a_failed_task_is_retried_and_ends_dead(cluster: Bench) -> None:

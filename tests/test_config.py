@@ -77,9 +77,9 @@ BAD = [
     *[("PREFETCH_COUNT", value) for value in ("", "-1", "65536", "1e3", "٣")],
     *[("SECONDS_PER_DIFFICULTY", value) for value in ("", "-0.1", "inf", "nan", "1s")],
     *[("RETRY_DELAYS", value) for value in ("1,,5", "1;5", "0", "-1", "nan", "1,inf")],
-    *[("DELIVERY_LIMIT", value) for value in ("", "0", "-1", "x")],
-    *[("HEARTBEAT_SECONDS", value) for value in ("", "0", "-5", "1.5")],
-    *[("CONNECT_TIMEOUT_SECONDS", value) for value in ("", "0", "inf", "soon")],
+    *[("DELIVERY_LIMIT", value) for value in ("", "0", "-1", "x", "1000001")],
+    *[("HEARTBEAT_SECONDS", value) for value in ("", "0", "-5", "1.5", "3601")],
+    *[("CONNECT_TIMEOUT_SECONDS", value) for value in ("", "0", "inf", "soon", "0.0001", "1000001")],
     *[(name, "/no/such/file") for name in ("TLS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE")],
     *[("LOG_FORMAT", value) for value in ("", "JSON", "xml")],
 ]

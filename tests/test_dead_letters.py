@@ -8,21 +8,24 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
 from brokers import ROOT
+from forwarder import Forwarder
 from pika import BasicProperties
 from programs import Bench
+from test_faults import unacknowledged
 from waiting import until
 
 SCRIPT = "scripts/dead_letters.py"
 
 
-def call(bench: Bench, *arguments: str) -> subprocess.CompletedProcess[str]:
+def call(bench: Bench, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / SCRIPT), *arguments],
-        env=bench.environment(),
+        env=bench.environment(**settings),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -127,6 +130,44 @@ def test_purge_believes_only_a_yes(bench: Bench) -> None:
         purge.wait()
         os.close(parent)
         until(lambda left=left: bench.ready(bench.dead) == left, f"{left} left")  # type: ignore[misc]
+
+
+def test_replay_into_a_full_queue_keeps_the_task(bench: Bench) -> None:
+    bury(bench, 2)
+    with bench.broker.channel() as channel:
+        channel.queue_delete(bench.queue)
+        channel.queue_declare(bench.queue, durable=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"})
+    result = call(bench, "replay", "--all", QUEUE_TYPE="existing")
+    assert result.returncode == 1
+    assert "it stays dead" in result.stderr
+    until(lambda: bench.ready(bench.dead) == 2, "both to be dead still")
+
+
+def test_replay_into_no_queue_keeps_the_task(bench: Bench) -> None:
+    bury(bench, 2)
+    with bench.broker.channel() as channel:
+        channel.queue_delete(bench.queue)
+    result = call(bench, "replay", "--all", QUEUE_TYPE="existing")
+    assert result.returncode == 1
+    until(lambda: bench.ready(bench.dead) == 2, "both to be dead still")
+
+
+def test_a_replayed_task_that_this_worker_acknowledged_before_runs(bench: Bench, link: Forwarder) -> None:
+    worker = bench.handling("reject")
+    bench.send("--task", "x", "--difficulty", "0", "--quiet", RABBITMQ_URL=bench.broker.url)
+    worker.wait_for("task_dead")
+    until(lambda: unacknowledged(bench) == 0, "the acknowledgement to arrive")
+    link.reset()  # the worker now remembers what it has acknowledged, for it might come again
+    worker.wait_for("worker_ready", 2)
+    with bench.broker.channel() as channel:  # another worker gets the replayed task, and dies with it
+        taken: list[bool] = []
+        channel.basic_consume(bench.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
+        assert "1 replayed" in call(bench, "replay", "--all").stdout
+        deadline = time.monotonic() + 10
+        while not taken and time.monotonic() < deadline:
+            channel.connection.process_data_events(0.05)
+        assert taken
+    worker.wait_for("task_dead", 2)
 
 
 @pytest.mark.parametrize("moment", [1, 20, 100, 150])

@@ -6,7 +6,6 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pika.data
@@ -20,16 +19,8 @@ from pika import BasicProperties
 from programs import Bench, Program
 from waiting import until
 
+import broker
 from tasks import BadTask, Task
-
-
-@pytest.fixture
-def link(bench: Bench) -> Iterator[Forwarder]:
-    """The programs of this test reach the broker through it; the test itself does not."""
-    forwarder = Forwarder(bench.url)
-    bench.url = forwarder.url
-    yield forwarder
-    forwarder.close()
 
 
 def done_once_each(worker: Program, count: int) -> bool:
@@ -146,14 +137,17 @@ def test_a_killed_broker_loses_nothing_that_was_confirmed(breakable: Bench) -> N
     until(lambda: len({event["id"] for event in worker.events("task_completed")}) == count, "all tasks", seconds=60)
 
 
-def test_after_a_crash_of_the_broker_a_backlog_is_worked_on_at_once(breakable: Bench) -> None:
+@pytest.mark.parametrize("prefetch", [1, 20])
+def test_after_a_crash_of_the_broker_a_backlog_is_worked_on_at_once(breakable: Bench, prefetch: int) -> None:
     """A classic queue then calls everything redelivered. Only the first few are put back to be counted."""
-    breakable.send("--count", "300", "--max-difficulty", "0", "--quiet")
+    counted = max(10, prefetch)
+    breakable.send("--count", "100", "--max-difficulty", "0", "--quiet")
     breakable.broker.kill()
     breakable.broker.start()
-    worker = breakable.worker()
-    worker.wait_for("task_completed", 300)
-    assert [event["id"] for event in worker.events("task_started")] == [*range(11, 301), *range(1, 11)]
+    worker = breakable.worker("--prefetch", str(prefetch))
+    worker.wait_for("task_completed", 100)
+    order = [*range(counted + 1, 101), *range(1, counted + 1)]
+    assert [event["id"] for event in worker.events("task_started")] == order
 
 
 @pytest.mark.parametrize("alarm", ["memory", "disk"])
@@ -347,7 +341,86 @@ def test_the_same_message_id_on_two_tasks_runs_both(bench: Bench, link: Forwarde
     until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "both tasks to be acknowledged")
 
 
+def test_the_same_message_id_on_two_tasks_that_both_run_keeps_them_apart(bench: Bench, link: Forwarder) -> None:
+    same = BasicProperties(message_id="always-the-same")
+    worker = bench.worker("--concurrency", "2", SECONDS_PER_DIFFICULTY="1", HEARTBEAT_SECONDS="2")
+    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}', same)
+    bench.publish(b'{"id": 2, "task": "y", "difficulty": 1}', same)
+    worker.wait_for("task_started", 2)
+    link.reset()
+    worker.wait_for("task_completed", 2)
+    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "both tasks to be acknowledged")
+    for event in ("task_started", "task_completed"):
+        assert sorted(e["id"] for e in worker.events(event)) == [1, 2], event
+
+
 # Handlers
+
+
+def test_a_dead_queue_that_is_missing_or_full_costs_no_task(bench: Bench) -> None:
+    with bench.broker.channel() as channel:
+        channel.queue_declare(bench.queue, durable=True)
+    bench.publish(b"no task")
+    worker = bench.start("worker.py", QUEUE_TYPE="existing")
+    assert worker.wait() == 2
+    assert f"no queue '{bench.dead}'" in worker.stderr
+    until(lambda: bench.ready() == 1, "the task to be back")
+    with bench.broker.channel() as channel:
+        arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        channel.queue_declare(bench.dead, durable=True, arguments=arguments)
+    bench.publish(b"no task either")
+    bench.publish(b"nor this")
+    worker = bench.worker(QUEUE_TYPE="existing")
+    until(lambda: "refused a message" in worker.stderr, "the worker to say so")
+    found: list[bytes] = []
+    while len(found) < 3:
+        found += [body for _, body in bench.take_dead(1)]
+    assert sorted(found) == sorted([b"no task", b"no task either", b"nor this"])
+
+
+def test_a_dead_queue_that_was_deleted_is_made_again(bench: Bench) -> None:
+    bench.worker()
+    bench.publish(b"no task")
+    bench.take_dead(1)
+    with bench.broker.channel() as channel:
+        channel.queue_delete(bench.dead)
+    bench.publish(b"no task either")
+    bench.take_dead(1)
+
+
+def test_a_copy_keeps_what_describes_it_and_drops_what_would_divert_it() -> None:
+    kept: dict[str, Any] = {
+        "content_type": "a/b",
+        "content_encoding": "gzip",
+        "priority": 3,
+        "correlation_id": "c",
+        "reply_to": "r",
+        "message_id": "m",
+        "timestamp": 7,
+        "type": "t",
+        "app_id": "app",
+    }
+    headers: Any = {"CC": ["q"], "BCC": ["q"], "x-delivery-count": 2, "kept": 1, "gone": 1}
+    original = BasicProperties(**kept, headers=headers, user_id="me", expiration="9", delivery_mode=1, cluster_id="c")
+    made = broker.copied(b"x", original, {"new": 2, "gone": None}).properties
+    assert made == BasicProperties(**kept, headers={"kept": 1, "new": 2}, delivery_mode=2)
+
+
+def test_no_idle_connection_is_left_during_a_handler(bench: Bench) -> None:
+    worker = bench.worker("--id", "Worker-of-this-test", SECONDS_PER_DIFFICULTY="3")
+    bench.publish(b"no task")
+    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}')
+    worker.wait_for("task_started")
+    time.sleep(0.3)
+    assert bench.broker.ctl("list_connections", "client_properties").count("Worker-of-this-test") == 1
+
+
+def test_every_queue_is_durable(bench: Bench) -> None:
+    bench.worker()
+    rows = [line.split("\t") for line in bench.broker.ctl("list_queues", "name", "durable").splitlines()]
+    found = {row[0]: row[1] for row in rows if row[0].startswith(bench.queue)}
+    names = {bench.queue, bench.dead, f"{bench.queue}.retry.0.2s", f"{bench.queue}.retry.0.4s"}
+    assert found == dict.fromkeys(names, "true")
 
 
 def test_a_rejected_task_is_dead_at_once(bench: Bench) -> None:
@@ -371,13 +444,18 @@ def test_a_handler_that_ends_the_program_fails_like_any_other(bench: Bench) -> N
     assert worker.process.poll() is None
 
 
-@pytest.mark.parametrize(("task", "words"), [("unspeakable", "cannot be put into words"), ("surrogate", "udcff")])
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [("unspeakable", "cannot be put into words"), ("surrogate", "udcff"), ("long", "x" * 1000), ("escapes", "[2J")],
+)
 def test_an_error_that_cannot_be_encoded_fails_like_any_other(bench: Bench, task: str, words: str) -> None:
     worker = bench.handling("fail_unspeakably", RETRY_DELAYS="")
     bench.send("--task", task, "--difficulty", "0", "--quiet")
     ((properties, _),) = bench.take_dead(1)
     assert properties.headers
     assert words in str(properties.headers["x-error"])
+    assert len(str(properties.headers["x-error"])) <= 1000
+    assert "\x1b" not in worker.stderr
     assert worker.process.poll() is None
 
 

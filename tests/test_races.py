@@ -125,3 +125,65 @@ def test_a_task_that_could_not_be_put_aside_runs_again(bench: Bench, monkeypatch
         bench.publish_as_sender(BODY)
         until(lambda: worker.completed == 1, "the task to be done after all")
     assert bench.ready() == 0
+
+
+def test_a_counted_copy_is_not_taken_for_its_original(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = broker.CopyPublisher.publish
+    held = bench.broker.channel()
+
+    def take_the_copy(self: Any, queue: str, message: broker.Message) -> None:
+        publish(self, queue, message)
+        if not taken:
+            other = held.__enter__()
+            until(lambda: other.basic_get(queue)[0], "the copy")
+            taken.append(True)
+
+    taken: list[bool] = []
+    monkeypatch.setattr(broker.CopyPublisher, "publish", take_the_copy)
+    with bench.broker.channel() as channel:
+        channel.queue_declare(bench.queue, durable=True)
+    bench.publish_as_sender(BODY)
+    with bench.broker.channel() as channel:
+        assert channel.basic_get(bench.queue)[0]  # a worker that dies with it
+    until(lambda: bench.ready() == 1, "the task to be back")
+    with running(bench, monkeypatch, lambda task: None) as worker:
+        until(lambda: taken and not worker.unsettled and worker.lost._acknowledged, "the original to be acknowledged")
+        first = worker.connection
+        assert first
+        cut(first)
+        until(lambda: worker.connection not in (None, first), "the worker to be back")
+        held.__exit__(None, None, None)
+        until(lambda: worker.completed == 1, "the copy to be done")
+
+
+def test_a_task_given_up_while_there_is_no_broker_runs_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    refused = threading.Event()
+    publish, connect = broker.CopyPublisher.publish, broker.connect
+
+    def connect_at_the_second_try(settings: config.Settings, name: str) -> Any:
+        if threading.current_thread().name == "worker" and runs and not refused.is_set():
+            refused.set()
+            until(lambda: not worker.finished.empty(), "the work thread to give up")
+            raise broker.BrokerError("not yet")
+        return connect(settings, name)
+
+    def fail_once(*arguments: Any) -> None:
+        monkeypatch.setattr(broker.CopyPublisher, "publish", publish)
+        assert worker.connection
+        cut(worker.connection)
+        refused.wait()
+        raise broker.BrokerError("just now there is no broker")
+
+    monkeypatch.setattr(broker, "connect", connect_at_the_second_try)
+    monkeypatch.setattr(broker.CopyPublisher, "publish", fail_once)
+
+    def handle(task: Task) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise RuntimeError("at first")
+
+    with running(bench, monkeypatch, handle) as worker:
+        bench.publish_as_sender(BODY)
+        until(lambda: worker.completed == 1, "the task to be done after all")
+    assert bench.ready() == 0

@@ -211,6 +211,21 @@ def test_refused_credentials_end_with_exit_code_3_and_one_line(
     assert "s3cret" not in started.stderr
 
 
+def test_a_user_who_may_not_publish_is_told_so(breakable: Bench) -> None:
+    with breakable.broker.channel() as channel:
+        channel.queue_declare(breakable.queue, durable=True)
+    breakable.broker.ctl("add_user", "reader", "s3cret")
+    breakable.broker.ctl("set_permissions", "reader", ".*", "^$", ".*")
+    url = breakable.url.replace("guest:guest", "reader:s3cret")
+    try:
+        sender = breakable.start("sender.py", RABBITMQ_URL=url, QUEUE_TYPE="existing")
+        assert sender.wait() == 3
+        assert "does not allow this" in sender.stderr
+        assert "s3cret" not in sender.stderr
+    finally:
+        breakable.broker.ctl("delete_user", "reader")
+
+
 def test_a_message_that_the_broker_will_not_take_costs_only_itself(bench: Bench, tmp_path: Path) -> None:
     """RabbitMQ closes the channel on a message over its limit, and with it all that was on its way."""
     too_much = 129 << 20  # over the limit of every version

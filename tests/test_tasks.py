@@ -37,6 +37,7 @@ BAD_BODIES = {
     "task a number": b'{"id": 1, "task": 7, "difficulty": 1}',
     "payload an array": b'{"id": 1, "task": "x", "difficulty": 1, "payload": []}',
     "a member twice": b'{"id": 1, "id": 2, "task": "x", "difficulty": 1}',
+    "a member with a long name twice": b'{"' + b"n" * 1000 + b'": 1, "' + b"n" * 1000 + b'": 1}',
     "a payload member twice": b'{"id": 1, "task": "x", "difficulty": 1, "payload": {"a": 1, "a": 2}}',
     "nested deeply": b'{"id": 1, "task": "x", "difficulty": 1, "payload": '
     + b'{"a":' * 100_000
