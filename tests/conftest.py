@@ -106,7 +106,7 @@ def bench(shared_broker: Broker, tmp_path: Path) -> Iterator[Bench]:
 
 @pytest.fixture
 def breakable(breakable_broker: Broker, tmp_path: Path) -> Iterator[Bench]:
-    """A bench on a broker that may be broken; it is whole at the start of each test."""
+    """A bench on a broker that may be broken and looked into; it is whole at the start of each test."""
     if not breakable_broker.answers():
         breakable_broker.start()
     bench = Bench(breakable_broker, f"test-{uuid.uuid4().hex[:8]}", tmp_path, breakable_broker.url)
@@ -117,9 +117,9 @@ def breakable(breakable_broker: Broker, tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def link(bench: Bench) -> Iterator[Forwarder]:
+def link(breakable: Bench) -> Iterator[Forwarder]:
     """The programs of this test reach the broker through it; the test itself does not."""
-    forwarder = Forwarder(bench.url)
-    bench.url = forwarder.url
+    forwarder = Forwarder(breakable.url)
+    breakable.url = forwarder.url
     yield forwarder
     forwarder.close()

@@ -152,17 +152,17 @@ def test_replay_into_no_queue_keeps_the_task(bench: Bench) -> None:
     until(lambda: bench.ready(bench.dead) == 2, "both to be dead still")
 
 
-def test_a_replayed_task_that_this_worker_acknowledged_before_runs(bench: Bench, link: Forwarder) -> None:
-    worker = bench.handling("reject")
-    bench.send("--task", "x", "--difficulty", "0", "--quiet", RABBITMQ_URL=bench.broker.url)
+def test_a_replayed_task_that_this_worker_acknowledged_before_runs(breakable: Bench, link: Forwarder) -> None:
+    worker = breakable.handling("reject")
+    breakable.send("--task", "x", "--difficulty", "0", "--quiet", RABBITMQ_URL=breakable.broker.url)
     worker.wait_for("task_dead")
-    until(lambda: unacknowledged(bench) == 0, "the acknowledgement to arrive")
+    until(lambda: unacknowledged(breakable) == 0, "the acknowledgement to arrive")
     link.reset()  # the worker now remembers what it has acknowledged, for it might come again
     worker.wait_for("worker_ready", 2)
-    with bench.broker.channel() as channel:  # another worker gets the replayed task, and dies with it
+    with breakable.broker.channel() as channel:  # another worker gets the replayed task, and dies with it
         taken: list[bool] = []
-        channel.basic_consume(bench.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
-        assert "1 replayed" in call(bench, "replay", "--all").stdout
+        channel.basic_consume(breakable.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
+        assert "1 replayed" in call(breakable, "replay", "--all").stdout
         deadline = time.monotonic() + 10
         while not taken and time.monotonic() < deadline:
             channel.connection.process_data_events(0.05)

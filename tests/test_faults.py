@@ -31,10 +31,10 @@ def done_once_each(worker: Program, count: int) -> bool:
 
 
 @pytest.mark.parametrize("fault", ["reset", "in mid-frame", "stalled for ever"])
-def test_a_worker_survives_a_broken_link(bench: Bench, link: Forwarder, fault: str) -> None:
+def test_a_worker_survives_a_broken_link(breakable: Bench, link: Forwarder, fault: str) -> None:
     """The task that runs meanwhile comes back to this worker, and is acknowledged instead of being done again."""
-    worker = bench.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
-    bench.send("--count", "8", "--max-difficulty", "1", "--quiet", RABBITMQ_URL=bench.broker.url)
+    worker = breakable.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    breakable.send("--count", "8", "--max-difficulty", "1", "--quiet", RABBITMQ_URL=breakable.broker.url)
     worker.wait_for("task_completed", 2)
     broken = time.monotonic()
     {"reset": link.reset, "in mid-frame": link.cut_in_mid_frame, "stalled for ever": link.stall_for_ever}[fault]()
@@ -42,77 +42,79 @@ def test_a_worker_survives_a_broken_link(bench: Bench, link: Forwarder, fault: s
     noticed = time.monotonic() - broken
     assert noticed < 2 * 2 + 1.5, "two heartbeats, and the first attempts to connect"
     worker.wait_for("task_completed", 8)
-    until(lambda: bench.ready() == 0, "an empty queue")
+    until(lambda: breakable.ready() == 0, "an empty queue")
     assert done_once_each(worker, 8)
     assert Counter(event["id"] for event in worker.events("task_started")) == Counter(range(1, 9)), "run twice"
 
 
 @pytest.mark.parametrize("fault", ["reset", "in mid-frame", "stalled for ever"])
-def test_a_sender_survives_a_broken_link(bench: Bench, link: Forwarder, fault: str) -> None:
+def test_a_sender_survives_a_broken_link(breakable: Bench, link: Forwarder, fault: str) -> None:
     count = 60_000
-    sender = bench.start("sender.py", "--count", str(count), "--quiet", HEARTBEAT_SECONDS="2")
-    until(lambda: bench.ready() > 2000, "tasks in the queue")
+    sender = breakable.start("sender.py", "--count", str(count), "--quiet", HEARTBEAT_SECONDS="2")
+    until(lambda: breakable.ready() > 2000, "tasks in the queue")
     {"reset": link.reset, "in mid-frame": link.cut_in_mid_frame, "stalled for ever": link.stall_for_ever}[fault]()
     assert sender.wait(60) == 0, sender.describe()
     assert sender.stdout == f"{count} tasks sent, {count} confirmed\n"
     assert "Connection lost" in sender.stderr, "the fault came too late to test anything"
-    arrived = Counter(json.loads(body)["id"] for _, body in bench.take_all())
+    arrived = Counter(json.loads(body)["id"] for _, body in breakable.take_all())
     assert set(arrived) == set(range(1, count + 1))
     assert sum(arrived.values()) <= count + 1000, "more than one window was published twice"
 
 
-def test_a_short_stall_is_sat_out(bench: Bench, link: Forwarder) -> None:
-    worker = bench.worker(HEARTBEAT_SECONDS="5")
+def test_a_short_stall_is_sat_out(breakable: Bench, link: Forwarder) -> None:
+    worker = breakable.worker(HEARTBEAT_SECONDS="5")
     link.stall()
-    bench.send("--quiet", RABBITMQ_URL=bench.broker.url)
-    until(lambda: bench.ready() == 7, "a task to be on its way")
+    breakable.send("--quiet", RABBITMQ_URL=breakable.broker.url)
+    until(lambda: breakable.ready() == 7, "a task to be on its way")
     link.flow()
     worker.wait_for("task_completed", 8)
     assert len(worker.events("worker_ready")) == 1
     assert worker.stderr == ""
 
 
-def test_a_lost_acknowledgement_is_made_good_without_running_the_task_again(bench: Bench, link: Forwarder) -> None:
+def test_a_lost_acknowledgement_is_made_good_without_running_the_task_again(breakable: Bench, link: Forwarder) -> None:
     """The acknowledgement is written, and never arrives: only the redelivery tells."""
-    worker = bench.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
-    bench.send("--task", "x", "--difficulty", "1", "--quiet", RABBITMQ_URL=bench.broker.url)
+    worker = breakable.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    breakable.send("--task", "x", "--difficulty", "1", "--quiet", RABBITMQ_URL=breakable.broker.url)
     worker.wait_for("task_started")
     link.stall_for_ever()
     worker.wait_for("task_completed")
     worker.wait_for("worker_ready", 2)
-    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "the acknowledgement to be made good")
+    until(lambda: unacknowledged(breakable) == 0 and breakable.ready() == 0, "the acknowledgement to be made good")
     assert len(worker.events("task_started")) == 1
     assert len(worker.events("task_completed")) == 1
 
 
-def unacknowledged(bench: Bench) -> int:
-    rows = [line.split() for line in bench.broker.ctl("list_queues", "name", "messages_unacknowledged").splitlines()]
-    return next((int(row[1]) for row in rows if row and row[0] == bench.queue), 0)
+def unacknowledged(breakable: Bench) -> int:
+    rows = [
+        line.split() for line in breakable.broker.ctl("list_queues", "name", "messages_unacknowledged").splitlines()
+    ]
+    return next((int(row[1]) for row in rows if row and row[0] == breakable.queue), 0)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 4])
-def test_a_link_cut_during_the_handshake_is_no_refusal(bench: Bench, link: Forwarder, pieces: int) -> None:
+def test_a_link_cut_during_the_handshake_is_no_refusal(breakable: Bench, link: Forwarder, pieces: int) -> None:
     """pika takes it for wrong credentials; a worker must go on trying, and so must a sender."""
     link.hang_up_after = [pieces]
-    worker = bench.start("worker.py")
+    worker = breakable.start("worker.py")
     worker.wait_for("worker_ready")
     assert "connecting again" in worker.stderr
     link.hang_up_after = [pieces]
-    assert "8 tasks sent, 8 confirmed" in bench.send()
+    assert "8 tasks sent, 8 confirmed" in breakable.send()
     worker.wait_for("task_completed", 8)
 
 
-def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(bench: Bench, link: Forwarder) -> None:
+def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(breakable: Bench, link: Forwarder) -> None:
     """Its copy has the same id and body as what this worker remembers as done with."""
-    worker = bench.handling("fail_once", RETRY_DELAYS="1")
-    bench.send("--task", "x", "--difficulty", "0", "--quiet", RABBITMQ_URL=bench.broker.url)
+    worker = breakable.handling("fail_once", RETRY_DELAYS="1")
+    breakable.send("--task", "x", "--difficulty", "0", "--quiet", RABBITMQ_URL=breakable.broker.url)
     worker.wait_for("task_retried")
-    until(lambda: unacknowledged(bench) == 0, "the acknowledgement to arrive")
+    until(lambda: unacknowledged(breakable) == 0, "the acknowledgement to arrive")
     link.reset()
     worker.wait_for("worker_ready", 2)
-    with bench.broker.channel() as channel:  # another worker gets the copy, and dies with it
+    with breakable.broker.channel() as channel:  # another worker gets the copy, and dies with it
         taken: list[bool] = []
-        channel.basic_consume(bench.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
+        channel.basic_consume(breakable.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
         deadline = time.monotonic() + 10
         while not taken and time.monotonic() < deadline:
             channel.connection.process_data_events(0.05)
@@ -232,15 +234,15 @@ def test_a_task_that_runs_past_the_delivery_time_out_is_explained_and_not_run_in
 
 @hypothesis_settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
 @given(bodies=st.lists(st.binary(max_size=300) | st.text().map(str.encode), min_size=1000, max_size=1000))
-def test_a_thousand_generated_bodies_end_dead_or_done(bench: Bench, bodies: list[bytes]) -> None:
-    worker = bench.worker(SECONDS_PER_DIFFICULTY="0")
-    with bench.broker.channel() as channel:
+def test_a_thousand_generated_bodies_end_dead_or_done(breakable: Bench, bodies: list[bytes]) -> None:
+    worker = breakable.worker(SECONDS_PER_DIFFICULTY="0")
+    with breakable.broker.channel() as channel:
         for body in bodies:
-            channel.basic_publish("", bench.queue, body)
-    dead = bench.take_dead(len([body for body in bodies if not is_task(body)]), seconds=60)
+            channel.basic_publish("", breakable.queue, body)
+    dead = breakable.take_dead(len([body for body in bodies if not is_task(body)]), seconds=60)
     assert Counter(body for _, body in dead) == Counter(body for body in bodies if not is_task(body))
     assert "Traceback" not in worker.stderr
-    assert bench.ready() == 0
+    assert breakable.ready() == 0
 
 
 def is_task(body: bytes) -> bool:
@@ -251,14 +253,14 @@ def is_task(body: bytes) -> bool:
     return True
 
 
-def test_huge_bodies_leave_the_memory_of_a_worker_flat(bench: Bench) -> None:
-    worker = bench.worker()
+def test_huge_bodies_leave_the_memory_of_a_worker_flat(breakable: Bench) -> None:
+    worker = breakable.worker()
     process = psutil.Process(worker.process.pid)
 
     def memory_after(count: int) -> int:
         for _ in range(count):
-            bench.publish(b'"' + b"x" * 10_000_000)
-        bench.take_dead(count)
+            breakable.publish(b'"' + b"x" * 10_000_000)
+        breakable.take_dead(count)
         return int(process.memory_info().rss)
 
     first = memory_after(3)
@@ -285,7 +287,7 @@ def nested_table(depth: int) -> bytes:
     ids=["a time stamp in milliseconds", "a time stamp beyond all", "a table nested deeply"],
 )
 def test_a_header_that_pika_cannot_decode_costs_nothing(
-    bench: Bench, value: bytes, monkeypatch: pytest.MonkeyPatch
+    breakable: Bench, value: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = pika.data.encode_value
 
@@ -297,11 +299,11 @@ def test_a_header_that_pika_cannot_decode_costs_nothing(
 
     monkeypatch.setattr(pika.data, "encode_value", encode_raw)
     headers: Any = {"odd": Raw(value), "plain": 1}
-    worker = bench.worker()
-    bench.publish(b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(headers=headers))
-    bench.publish(b"no task", BasicProperties(headers=headers))
+    worker = breakable.worker()
+    breakable.publish(b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(headers=headers))
+    breakable.publish(b"no task", BasicProperties(headers=headers))
     worker.wait_for("task_completed")
-    ((properties, _),) = bench.take_dead(1)
+    ((properties, _),) = breakable.take_dead(1)
     assert properties.headers
     assert properties.headers["plain"] == 1
     assert len(worker.events("worker_ready")) == 1
@@ -310,46 +312,46 @@ def test_a_header_that_pika_cannot_decode_costs_nothing(
 # Message ids
 
 
-def test_a_message_id_that_is_not_utf8_is_shown_with_escapes(bench: Bench) -> None:
-    worker = bench.worker()
+def test_a_message_id_that_is_not_utf8_is_shown_with_escapes(breakable: Bench) -> None:
+    worker = breakable.worker()
     message_id: Any = b"\xff-1"
-    bench.publish(b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(message_id=message_id))
+    breakable.publish(b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(message_id=message_id))
     (done,) = worker.wait_for("task_completed")
     assert done["message_id"] == "\\xff-1"
 
 
-def test_without_a_message_id_a_redelivered_task_runs_again(bench: Bench, link: Forwarder) -> None:
-    worker = bench.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
-    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}')
+def test_without_a_message_id_a_redelivered_task_runs_again(breakable: Bench, link: Forwarder) -> None:
+    worker = breakable.worker(SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    breakable.publish(b'{"id": 1, "task": "x", "difficulty": 1}')
     worker.wait_for("task_started")
     link.reset()
     worker.wait_for("task_completed")
     assert len(worker.events("task_started")) == 2
-    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "the task to be acknowledged")
+    until(lambda: unacknowledged(breakable) == 0 and breakable.ready() == 0, "the task to be acknowledged")
 
 
-def test_the_same_message_id_on_two_tasks_runs_both(bench: Bench, link: Forwarder) -> None:
+def test_the_same_message_id_on_two_tasks_runs_both(breakable: Bench, link: Forwarder) -> None:
     """Even when both come back after a lost connection, and one of them is known to be done."""
     same = BasicProperties(message_id="always-the-same")
-    worker = bench.worker("--prefetch", "2", SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
-    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}', same)
-    bench.publish(b'{"id": 2, "task": "y", "difficulty": 1}', same)
+    worker = breakable.worker("--prefetch", "2", SECONDS_PER_DIFFICULTY="0.5", HEARTBEAT_SECONDS="2")
+    breakable.publish(b'{"id": 1, "task": "x", "difficulty": 1}', same)
+    breakable.publish(b'{"id": 2, "task": "y", "difficulty": 1}', same)
     worker.wait_for("task_started")
     link.reset()
     worker.wait_for("task_completed", 2)
     assert {event["id"] for event in worker.events("task_completed")} == {1, 2}
-    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "both tasks to be acknowledged")
+    until(lambda: unacknowledged(breakable) == 0 and breakable.ready() == 0, "both tasks to be acknowledged")
 
 
-def test_the_same_message_id_on_two_tasks_that_both_run_keeps_them_apart(bench: Bench, link: Forwarder) -> None:
+def test_the_same_message_id_on_two_tasks_that_both_run_keeps_them_apart(breakable: Bench, link: Forwarder) -> None:
     same = BasicProperties(message_id="always-the-same")
-    worker = bench.worker("--concurrency", "2", SECONDS_PER_DIFFICULTY="1", HEARTBEAT_SECONDS="2")
-    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}', same)
-    bench.publish(b'{"id": 2, "task": "y", "difficulty": 1}', same)
+    worker = breakable.worker("--concurrency", "2", SECONDS_PER_DIFFICULTY="1", HEARTBEAT_SECONDS="2")
+    breakable.publish(b'{"id": 1, "task": "x", "difficulty": 1}', same)
+    breakable.publish(b'{"id": 2, "task": "y", "difficulty": 1}', same)
     worker.wait_for("task_started", 2)
     link.reset()
     worker.wait_for("task_completed", 2)
-    until(lambda: unacknowledged(bench) == 0 and bench.ready() == 0, "both tasks to be acknowledged")
+    until(lambda: unacknowledged(breakable) == 0 and breakable.ready() == 0, "both tasks to be acknowledged")
     for event in ("task_started", "task_completed"):
         assert sorted(e["id"] for e in worker.events(event)) == [1, 2], event
 
@@ -357,35 +359,35 @@ def test_the_same_message_id_on_two_tasks_that_both_run_keeps_them_apart(bench: 
 # Handlers
 
 
-def test_a_dead_queue_that_is_missing_or_full_costs_no_task(bench: Bench) -> None:
-    with bench.broker.channel() as channel:
-        channel.queue_declare(bench.queue, durable=True)
-    bench.publish(b"no task")
-    worker = bench.start("worker.py", QUEUE_TYPE="existing")
+def test_a_dead_queue_that_is_missing_or_full_costs_no_task(breakable: Bench) -> None:
+    with breakable.broker.channel() as channel:
+        channel.queue_declare(breakable.queue, durable=True)
+    breakable.publish(b"no task")
+    worker = breakable.start("worker.py", QUEUE_TYPE="existing")
     assert worker.wait() == 2
-    assert f"no queue '{bench.dead}'" in worker.stderr
-    until(lambda: bench.ready() == 1, "the task to be back")
-    with bench.broker.channel() as channel:
+    assert f"no queue '{breakable.dead}'" in worker.stderr
+    until(lambda: breakable.ready() == 1, "the task to be back")
+    with breakable.broker.channel() as channel:
         arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
-        channel.queue_declare(bench.dead, durable=True, arguments=arguments)
-    bench.publish(b"no task either")
-    bench.publish(b"nor this")
-    worker = bench.worker(QUEUE_TYPE="existing")
+        channel.queue_declare(breakable.dead, durable=True, arguments=arguments)
+    breakable.publish(b"no task either")
+    breakable.publish(b"nor this")
+    worker = breakable.worker(QUEUE_TYPE="existing")
     until(lambda: "refused a message" in worker.stderr, "the worker to say so")
     found: list[bytes] = []
     while len(found) < 3:
-        found += [body for _, body in bench.take_dead(1)]
+        found += [body for _, body in breakable.take_dead(1)]
     assert sorted(found) == sorted([b"no task", b"no task either", b"nor this"])
 
 
-def test_a_dead_queue_that_was_deleted_is_made_again(bench: Bench) -> None:
-    bench.worker()
-    bench.publish(b"no task")
-    bench.take_dead(1)
-    with bench.broker.channel() as channel:
-        channel.queue_delete(bench.dead)
-    bench.publish(b"no task either")
-    bench.take_dead(1)
+def test_a_dead_queue_that_was_deleted_is_made_again(breakable: Bench) -> None:
+    breakable.worker()
+    breakable.publish(b"no task")
+    breakable.take_dead(1)
+    with breakable.broker.channel() as channel:
+        channel.queue_delete(breakable.dead)
+    breakable.publish(b"no task either")
+    breakable.take_dead(1)
 
 
 def test_a_copy_keeps_what_describes_it_and_drops_what_would_divert_it() -> None:
@@ -406,27 +408,27 @@ def test_a_copy_keeps_what_describes_it_and_drops_what_would_divert_it() -> None
     assert made == BasicProperties(**kept, headers={"kept": 1, "new": 2}, delivery_mode=2)
 
 
-def test_no_idle_connection_is_left_during_a_handler(bench: Bench) -> None:
-    worker = bench.worker("--id", "Worker-of-this-test", SECONDS_PER_DIFFICULTY="3")
-    bench.publish(b"no task")
-    bench.publish(b'{"id": 1, "task": "x", "difficulty": 1}')
+def test_no_idle_connection_is_left_during_a_handler(breakable: Bench) -> None:
+    worker = breakable.worker("--id", "Worker-of-this-test", SECONDS_PER_DIFFICULTY="3")
+    breakable.publish(b"no task")
+    breakable.publish(b'{"id": 1, "task": "x", "difficulty": 1}')
     worker.wait_for("task_started")
     time.sleep(0.3)
-    assert bench.broker.ctl("list_connections", "client_properties").count("Worker-of-this-test") == 1
+    assert breakable.broker.ctl("list_connections", "client_properties").count("Worker-of-this-test") == 1
 
 
-def test_every_queue_is_durable(bench: Bench) -> None:
-    bench.worker()
-    rows = [line.split("\t") for line in bench.broker.ctl("list_queues", "name", "durable").splitlines()]
-    found = {row[0]: row[1] for row in rows if row[0].startswith(bench.queue)}
-    names = {bench.queue, bench.dead, f"{bench.queue}.retry.0.2s", f"{bench.queue}.retry.0.4s"}
+def test_every_queue_is_durable(breakable: Bench) -> None:
+    breakable.worker()
+    rows = [line.split("\t") for line in breakable.broker.ctl("list_queues", "name", "durable").splitlines()]
+    found = {row[0]: row[1] for row in rows if row[0].startswith(breakable.queue)}
+    names = {breakable.queue, breakable.dead, f"{breakable.queue}.retry.0.2s", f"{breakable.queue}.retry.0.4s"}
     assert found == dict.fromkeys(names, "true")
 
 
-def test_a_rejected_task_is_dead_at_once(bench: Bench) -> None:
-    worker = bench.handling("reject")
-    bench.send("--task", "x", "--difficulty", "0", "--quiet")
-    ((properties, body),) = bench.take_dead(1)
+def test_a_rejected_task_is_dead_at_once(breakable: Bench) -> None:
+    worker = breakable.handling("reject")
+    breakable.send("--task", "x", "--difficulty", "0", "--quiet")
+    ((properties, body),) = breakable.take_dead(1)
     assert properties.headers
     assert (properties.headers["x-error"], properties.headers["x-error-type"]) == ("never going to work", "Reject")
     assert properties.headers["x-attempts"] == 1
@@ -435,10 +437,10 @@ def test_a_rejected_task_is_dead_at_once(bench: Bench) -> None:
     assert worker.stderr == ""
 
 
-def test_a_handler_that_ends_the_program_fails_like_any_other(bench: Bench) -> None:
-    worker = bench.handling("leave", RETRY_DELAYS="")
-    bench.send("--task", "x", "--difficulty", "0", "--quiet")
-    ((properties, _),) = bench.take_dead(1)
+def test_a_handler_that_ends_the_program_fails_like_any_other(breakable: Bench) -> None:
+    worker = breakable.handling("leave", RETRY_DELAYS="")
+    breakable.send("--task", "x", "--difficulty", "0", "--quiet")
+    ((properties, _),) = breakable.take_dead(1)
     assert properties.headers
     assert properties.headers["x-error-type"] == "SystemExit"
     assert worker.process.poll() is None
@@ -448,10 +450,10 @@ def test_a_handler_that_ends_the_program_fails_like_any_other(bench: Bench) -> N
     ("task", "words"),
     [("unspeakable", "cannot be put into words"), ("surrogate", "udcff"), ("long", "x" * 1000), ("escapes", "[2J")],
 )
-def test_an_error_that_cannot_be_encoded_fails_like_any_other(bench: Bench, task: str, words: str) -> None:
-    worker = bench.handling("fail_unspeakably", RETRY_DELAYS="")
-    bench.send("--task", task, "--difficulty", "0", "--quiet")
-    ((properties, _),) = bench.take_dead(1)
+def test_an_error_that_cannot_be_encoded_fails_like_any_other(breakable: Bench, task: str, words: str) -> None:
+    worker = breakable.handling("fail_unspeakably", RETRY_DELAYS="")
+    breakable.send("--task", task, "--difficulty", "0", "--quiet")
+    ((properties, _),) = breakable.take_dead(1)
     assert properties.headers
     assert words in str(properties.headers["x-error"])
     assert len(str(properties.headers["x-error"])) <= 1000
@@ -460,29 +462,29 @@ def test_an_error_that_cannot_be_encoded_fails_like_any_other(bench: Bench, task
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_a_task_that_kills_its_worker_is_dead_after_the_delivery_limit(bench: Bench, queue_type: str) -> None:
+def test_a_task_that_kills_its_worker_is_dead_after_the_delivery_limit(breakable: Bench, queue_type: str) -> None:
     settings = {"QUEUE_TYPE": queue_type, "DELIVERY_LIMIT": "3"}
-    bench.send("--task", "kill", "--difficulty", "0", "--quiet", **settings)
+    breakable.send("--task", "kill", "--difficulty", "0", "--quiet", **settings)
     starts = 0
     for _ in range(3):
-        worker = bench.handling("kill_worker", **settings)
+        worker = breakable.handling("kill_worker", **settings)
         assert worker.wait() == -signal.SIGKILL
         starts += len(worker.events("task_started"))
-    last = bench.handling("kill_worker", **settings)
-    ((properties, body),) = bench.take_dead(1)
+    last = breakable.handling("kill_worker", **settings)
+    ((properties, body),) = breakable.take_dead(1)
     assert starts == 3
     assert last.events("task_started") == []
     assert properties.headers
     assert properties.headers["x-error-type"] == "DeliveryLimit"
     assert json.loads(body)["task"] == "kill"
-    bench.send("--task", "harmless", "--difficulty", "0", "--quiet", **settings)
+    breakable.send("--task", "harmless", "--difficulty", "0", "--quiet", **settings)
     last.wait_for("task_completed")
 
 
-def test_a_retried_task_starts_a_new_count_of_deliveries(bench: Bench) -> None:
+def test_a_retried_task_starts_a_new_count_of_deliveries(breakable: Bench) -> None:
     """A failure that was settled is no sign of a task that kills."""
-    worker = bench.handling("fail_once", DELIVERY_LIMIT="2")
-    bench.publish(
+    worker = breakable.handling("fail_once", DELIVERY_LIMIT="2")
+    breakable.publish(
         b'{"id": 1, "task": "x", "difficulty": 0}', BasicProperties(message_id="m", headers={"x-deliveries": 1})
     )
     (done,) = worker.wait_for("task_completed")

@@ -33,9 +33,9 @@ def run(command: str, environment: dict[str, str], seconds: float = 120) -> subp
     )
 
 
-def test_the_demo_shows_three_workers_sharing_eight_tasks(bench: Bench) -> None:
+def test_the_demo_shows_three_workers_sharing_eight_tasks(breakable: Bench) -> None:
     started = time.monotonic()
-    result = run("./scripts/demo.sh", bench.environment(SECONDS_PER_DIFFICULTY="1.0"))
+    result = run("./scripts/demo.sh", breakable.environment(SECONDS_PER_DIFFICULTY="1.0"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert time.monotonic() - started < 25
     assert len(re.findall(r"^   \[Worker-\d\] ✅ Task completed!$", result.stdout, re.MULTILINE)) == 8
@@ -45,7 +45,7 @@ def test_the_demo_shows_three_workers_sharing_eight_tasks(bench: Bench) -> None:
     assert len(shares) == 3
     assert all(int(tasks) for tasks, _ in shares)
     assert "8 tasks sent, 8 confirmed" in result.stdout
-    assert "demo." not in bench.broker.ctl("list_queues", "name")
+    assert "demo." not in breakable.broker.ctl("list_queues", "name")
     assert result.stdout.endswith("whoever was free took the next.\n")
 
 
@@ -69,13 +69,13 @@ def test_an_environment_that_was_interrupted_in_the_making_is_mended(bench: Benc
     assert (tmp_path / "clone/.venv/bin/activate").exists()
 
 
-def test_the_demo_cleans_up_when_it_is_interrupted(bench: Bench) -> None:
-    demo = bench.launch("scripts/demo.sh", [], {"LOG_FORMAT": "text"})
+def test_the_demo_cleans_up_when_it_is_interrupted(breakable: Bench) -> None:
+    demo = breakable.launch("scripts/demo.sh", [], {"LOG_FORMAT": "text"})
     until(lambda: "Received task" in demo.stdout, "the demo to run")
     demo.signal(signal.SIGTERM)
     assert demo.wait() == 130
-    assert "demo." not in bench.broker.ctl("list_queues", "name")
-    assert bench.broker.ctl("list_consumers", "consumer_tag").count("Worker-1") == 0
+    assert "demo." not in breakable.broker.ctl("list_queues", "name")
+    assert breakable.broker.ctl("list_consumers", "consumer_tag").count("Worker-1") == 0
 
 
 def test_workers_run_side_by_side_and_stop_gracefully(bench: Bench) -> None:

@@ -264,10 +264,10 @@ def test_a_foreign_client_works_with_this_sender_and_this_worker(bench: Bench) -
     assert bench.ready() == 7
 
 
-def test_the_id_is_the_consumer_tag_and_the_connection_name(bench: Bench) -> None:
-    bench.worker("--id", "Worker-of-this-test")
-    assert "Worker-of-this-test" in bench.broker.ctl("list_connections", "client_properties")
-    assert "Worker-of-this-test" in bench.broker.ctl("list_consumers", "consumer_tag")
+def test_the_id_is_the_consumer_tag_and_the_connection_name(breakable: Bench) -> None:
+    breakable.worker("--id", "Worker-of-this-test")
+    assert "Worker-of-this-test" in breakable.broker.ctl("list_connections", "client_properties")
+    assert "Worker-of-this-test" in breakable.broker.ctl("list_consumers", "consumer_tag")
 
 
 @pytest.mark.parametrize(
