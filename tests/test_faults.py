@@ -191,22 +191,14 @@ def test_an_interrupted_sender_waits_for_what_is_on_its_way(breakable: Bench) ->
 
 
 def test_in_an_alarm_a_failed_task_waits_in_hand_and_is_not_lost(breakable: Bench) -> None:
-    worker = breakable.handling("fail", HEARTBEAT_SECONDS="1", RETRY_DELAYS="")
-    breakable.send("--task", "x", "--difficulty", "0", "--quiet", TASK_QUEUE=f"{breakable.queue}.later")
-    ((_, body),) = breakable.take_all(f"{breakable.queue}.later")
-    breakable.publish(body)  # a first one passes, so that the worker's way is known to work
-    breakable.take_dead(1)
-    breakable.publish(body)
-    breakable.take_dead(1)
-    breakable.publish(json.dumps({"id": 2, "task": "waits", "difficulty": 0}).encode(), queue=breakable.queue)
-    breakable.take_dead(1)
+    url = f"{breakable.url}?blocked_connection_timeout=1"  # so that the worker says soon that it waits
+    breakable.send("--task", "x", "--difficulty", "0", "--quiet")
     try:
-        with breakable.broker.channel() as channel:
-            channel.queue_delete(f"{breakable.queue}.later")
-        starts = len(worker.events("task_started"))
-        breakable.publish(body)
         breakable.broker.ctl("set_vm_memory_high_watermark", "0.00001")
-        worker.wait_for("task_started", starts + 1)
+        worker = breakable.handling("reject", RABBITMQ_URL=url)
+        until(lambda: "cannot put a task into" in worker.stderr, "the worker to say that it waits")
+        assert unacknowledged(breakable) == 1
+        assert breakable.ready(breakable.dead) == 0
     finally:
         breakable.broker.ctl("set_vm_memory_high_watermark", "0.6")
     breakable.take_dead(1, seconds=40)
