@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,9 @@ DOCKER = shutil.which("docker")
 
 class NoBroker(Exception):
     """No broker of the wanted kind can be had here; the message says what to install."""
+
+
+NOT_OURS = "a broker given by its URL is not the tests' to look into or to break: use the fixture `breakable`"
 
 
 class Broker:
@@ -52,18 +56,18 @@ class Broker:
 
     def ctl(self, *arguments: str) -> str:
         """Runs rabbitmqctl on the node and returns its output."""
-        raise NotImplementedError
+        raise NoBroker(NOT_OURS)
 
     def restart(self) -> None:
         """Stops the node in good order, and starts it again."""
-        raise NotImplementedError
+        raise NoBroker(NOT_OURS)
 
     def kill(self) -> None:
         """Ends the node as a power cut would."""
-        raise NotImplementedError
+        raise NoBroker(NOT_OURS)
 
     def start(self) -> None:
-        raise NotImplementedError
+        raise NoBroker(NOT_OURS)
 
     def remove(self) -> None:
         """Ends it for good, with its data."""
@@ -180,7 +184,7 @@ class ContainerBroker(Broker):
         self._testcontainer.stop()
 
 
-class Cluster(Broker):
+class Cluster(Broker, ABC):
     """Three nodes. `url` names all of them."""
 
     def leader(self, queue: str) -> str:
@@ -188,9 +192,9 @@ class Cluster(Broker):
         rows = [line.split() for line in self.ctl("list_queues", "name", "leader").splitlines()]
         return next((row[1] for row in rows if len(row) == 2 and row[0] == queue), "")
 
+    @abstractmethod
     def kill_node(self, node: str) -> None:
         """Ends one node as a power cut would; `start` brings it back."""
-        raise NotImplementedError
 
 
 class LocalCluster(Cluster):
