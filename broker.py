@@ -137,6 +137,8 @@ def open_connection(settings: Settings, name: str) -> tuple[BlockingConnection, 
                     failures.append(explain(error, settings, url))
                     if isinstance(failures[-1], Refused):
                         raise failures[-1] from None
+                    if alert := _tls_alert(usable):
+                        raise explain(alert, settings, url) from None
         except socket.gaierror as error:
             failures.append(explain(error, settings, url))
     raise next((failure for failure in failures if _NO_ADDRESS not in str(failure)), failures[-1])
@@ -154,6 +156,27 @@ def _addresses(named: URLParameters) -> Iterator[URLParameters]:
         yield usable
 
 
+def _tls_alert(usable: URLParameters) -> ssl.SSLError | None:
+    """What a broker that refuses our certificate says, if it does.
+
+    With TLS 1.3 it says so after our side of the handshake; when pika has written by then, the end of the connection
+    may be all that it sees. Here nothing is written, and the reason can be read.
+    """
+    if not usable.ssl_options:
+        return None
+    try:
+        with (
+            socket.create_connection((usable.host, usable.port), usable.socket_timeout) as plain,
+            usable.ssl_options.context.wrap_socket(plain, server_hostname=usable.ssl_options.server_hostname) as link,
+        ):
+            link.settimeout(1.0)
+            link.recv(1)
+    except OSError as error:
+        return error if isinstance(error, ssl.SSLError) and _REFUSES_CERTIFICATE.search(str(error)) else None
+    return None
+
+
+_REFUSES_CERTIFICATE = re.compile("ALERT_.*(CERTIFICATE|UNKNOWN_CA)")
 _NO_ADDRESS = "this machine has no way to that address"
 
 
@@ -180,7 +203,7 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
         return Refused(f"{where} refused the virtual host ({text}): set it as the path of RABBITMQ_URL")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Refused(f"the certificate of {where} is not trusted ({error.verify_message}): set TLS_CA_FILE")
-    if re.search("ALERT_.*(CERTIFICATE|UNKNOWN_CA)", text):  # after the handshake, pika has only this text of it
+    if _REFUSES_CERTIFICATE.search(text):  # after the handshake, pika has only this text of it
         return Refused(f"{where} refused our certificate ({text}): set TLS_CERT_FILE and TLS_KEY_FILE")
     if isinstance(error, ssl.SSLError):
         return BrokerError(f"{where} does not speak TLS as we do ({text})")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 from brokers import Broker, ContainerBroker, LocalBroker, free_port
+from forwarder import Forwarder
 from programs import Bench
 
 
@@ -119,6 +120,24 @@ def test_a_refusal_ends_with_exit_code_3_and_one_line(
     assert started.wait() == 3, started.describe()
     assert words in started.stderr
     assert started.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", ["sender.py", "worker.py"])
+def test_a_refusal_is_named_when_the_connection_ends_before_its_reason_is_read(
+    tls: Bench, certificates: Certificates, program: str
+) -> None:
+    words, settings = refusals(certificates, tls.url)["a certificate it does not know"]
+    forwarder = Forwarder(tls.url)
+    try:
+        forwarder.hang_up_after = [1]  # after the client's hello, so that the alert is not on its way yet
+        url = forwarder.url.replace("127.0.0.1", "localhost")
+        started = tls.start(program, **settings, RABBITMQ_URL=url)
+        assert started.wait() == 3, started.describe()
+        assert not forwarder.hang_up_after
+        assert words in started.stderr
+        assert started.stderr.count("\n") == 1
+    finally:
+        forwarder.close()
 
 
 def test_a_port_that_does_not_speak_tls(tls: Bench, certificates: Certificates) -> None:
