@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -85,7 +86,7 @@ class LostDeliveries:
             delivery.body, delivery.task, delivery.outcome = b"", None, ("", {})
             self._acknowledged.append(delivery)
 
-    def connection_lost(self, unsettled: set[Delivery]) -> None:
+    def connection_lost(self, unsettled: Iterable[Delivery]) -> None:
         for delivery in (*self._acknowledged, *unsettled):
             if delivery.key:
                 self._lost[delivery.key] = delivery

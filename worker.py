@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -74,8 +75,9 @@ class Worker:
         self.connection: BlockingConnection | None = None
         self.connecting = False
         self.stopping = False
+        self.woken = False
         # the main thread's own:
-        self.unsettled: set[Delivery] = set()  # in `todo`, running, or in `finished`
+        self.unsettled: dict[Delivery, None] = {}  # in `todo`, running, or in `finished`; in the order they came
         self.lost = LostDeliveries(settings.prefetch_count)
         self.completed = 0
         self.redelivered_in_a_row = 0
@@ -161,44 +163,51 @@ class Worker:
         delivery = Delivery(channel, method.delivery_tag, method.redelivered, properties, body, suspect)
         earlier = self.lost.known(delivery)
         if earlier is None:
-            self.unsettled.add(delivery)
+            self.unsettled[delivery] = None
             self.todo.put(delivery)
         else:
             # This task runs or is finished here already. What we owed to the lost delivery goes to this one.
             earlier.channel, earlier.tag = channel, delivery.tag
-            self.unsettled.add(earlier)
+            self.unsettled.pop(earlier, None)
+            self.unsettled[earlier] = None
             if earlier.outcome:
-                self.settle(earlier)
+                self.settle([earlier])
 
     def on_cancelled_by_broker(self, frame: Any) -> None:
         raise broker.BrokerError("the broker cancelled the consumer, as it does when the queue is deleted")
 
     def settle_finished(self) -> None:
-        with suppress(Empty):
-            while True:
-                delivery = self.finished.get_nowait()
-                if delivery in self.unsettled:
-                    self.settle(delivery)
+        self.woken = False
+        self.settle([delivery for delivery in emptied(self.finished) if delivery in self.unsettled])
         if self.failure:
             raise self.failure
 
-    def settle(self, delivery: Delivery) -> None:
+    def settle(self, finished: list[Delivery]) -> None:
         """Acknowledges what is done with, over the channel that it came by, and only then says so.
 
         If that channel is gone, `lost` knows the delivery and its outcome, until the broker delivers it again.
         """
-        if delivery.outcome is None:  # could not be put aside, and has to run again
-            self.lost.forget(delivery)
-            if delivery.channel.is_open:
-                delivery.channel.basic_nack(delivery.tag, requeue=True)
-        elif delivery.channel.is_open:
+        self.acknowledge({delivery for delivery in finished if delivery.outcome and delivery.channel.is_open})
+        for delivery in finished:
+            del self.unsettled[delivery]
+            if delivery.outcome is None:  # could not be put aside, and has to run again
+                self.lost.forget(delivery)
+                if delivery.channel.is_open:
+                    delivery.channel.basic_nack(delivery.tag, requeue=True)
+            elif delivery.channel.is_open:
+                event, details = delivery.outcome
+                if event:
+                    self.completed += event == "task_completed"
+                    self.output.event(event, **delivery.fields(), **details)
+                self.lost.acknowledged(delivery)
+
+    def acknowledge(self, done: set[Delivery]) -> None:
+        """One by one, but for those that came before all that is not done: one acknowledgement is for all of them."""
+        first = list(takewhile(done.__contains__, self.unsettled))
+        if first:
+            first[-1].channel.basic_ack(first[-1].tag, multiple=True)
+        for delivery in done.difference(first):
             delivery.channel.basic_ack(delivery.tag)
-            event, details = delivery.outcome
-            if event:
-                self.completed += event == "task_completed"
-                self.output.event(event, **delivery.fields(), **details)
-            self.lost.acknowledged(delivery)
-        self.unsettled.discard(delivery)
 
     def nothing_to_do(self, channel: BlockingChannel) -> bool:
         """Whether nothing is in hand, nothing has come for a moment, and the queue is empty."""
@@ -208,11 +217,9 @@ class Worker:
 
     def take_back_held(self) -> list[Delivery]:
         """Takes from `todo` what no work thread has begun."""
-        held = []
-        with suppress(Empty):
-            while True:
-                held.append(self.todo.get_nowait())
-        self.unsettled.difference_update(held)
+        held = emptied(self.todo)
+        for delivery in held:
+            del self.unsettled[delivery]
         return held
 
     def lose_deliveries(self) -> None:
@@ -222,7 +229,7 @@ class Worker:
         self.lost.connection_lost(self.unsettled)
         for delivery in self.unsettled:
             self.output.event("task_lost_connection", **delivery.fields())
-        self.unsettled = {delivery for delivery in self.unsettled if not delivery.outcome}
+        self.unsettled = {delivery: None for delivery in self.unsettled if not delivery.outcome}
 
     def wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -258,9 +265,11 @@ class Worker:
             except Exception as error:
                 self.failure = error
             self.finished.put(delivery)
-            with suppress(ConnectionWrongStateError):  # without a connection, the main thread looks by itself
-                if self.connection:
-                    self.connection.add_callback_threadsafe(lambda: None)  # wakes it
+            if not self.woken:
+                self.woken = True
+                with suppress(ConnectionWrongStateError):  # without a connection, the main thread looks by itself
+                    if self.connection:
+                        self.connection.add_callback_threadsafe(lambda: None)
 
     def attempt(self, delivery: Delivery, retry: Retry) -> Outcome:
         """Runs the handler; whatever comes of it, the task is safe to acknowledge when this returns."""
@@ -286,6 +295,15 @@ class Worker:
 
     def report_progress(self, delivery: Delivery, done: float, total: float) -> None:
         self.output.event("task_progress", **delivery.fields(), done_seconds=done, total_seconds=total)
+
+
+def emptied(queue: SimpleQueue[Delivery]) -> list[Delivery]:
+    """Takes all that is in the queue now."""
+    taken = []
+    with suppress(Empty):
+        while True:
+            taken.append(queue.get_nowait())
+    return taken
 
 
 def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:

@@ -210,6 +210,20 @@ def test_tasks_run_side_by_side(bench: Bench) -> None:
     assert len(worker.events("task_completed")) == 5
 
 
+@pytest.mark.parametrize("long_one", [0, 1, 3])
+def test_what_still_runs_is_not_acknowledged_with_the_others(bench: Bench, long_one: int) -> None:
+    for number in range(4):
+        difficulty = 60 if number == long_one else 0.1 * number
+        bench.publish(b'{"id": %d, "task": "x", "difficulty": %g}' % (number, difficulty))
+    worker = bench.worker("--concurrency", "4", SECONDS_PER_DIFFICULTY="1")
+    done = worker.wait_for("task_completed", 3)
+    assert {event["id"] for event in done} == set(range(4)) - {long_one}
+    worker.signal(signal.SIGKILL)
+    until(lambda: bench.ready() == 1, "the task that ran, and no other, to be given back")
+    ((_, body),) = bench.take_all()
+    assert b'"id": %d,' % long_one in body
+
+
 def test_a_long_task_that_is_pure_computation_keeps_its_heartbeats(bench: Bench) -> None:
     """20 s of computation in Python under a heartbeat of 5 s: the broker would drop the connection after 10 s."""
     worker = bench.handling("cpu_bound", HEARTBEAT_SECONDS="5")
