@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
-from pika import BasicProperties, SelectConnection, URLParameters
+from pika import BasicProperties, URLParameters
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import Basic
 
@@ -66,7 +66,7 @@ class Publisher:
         self._one_by_one = False
         self._next_tag = 1
         self._give_up_at = 0.0
-        self._connection: SelectConnection | None = None
+        self._connection: Connection | None = None
         self._channel: Any = None
         self._delays = backoff(most=1.0)
         self._connection_guard = threading.Lock()
@@ -154,7 +154,7 @@ class Publisher:
                     raise failure from None
                 time.sleep(delay)
 
-    def _open_channel(self, connection: SelectConnection) -> None:
+    def _open_channel(self, connection: Connection) -> None:
         connection.add_on_connection_blocked_callback(
             lambda *_: self._note("The broker is out of memory or disk and takes no tasks: waiting until it does.")
         )
@@ -171,18 +171,21 @@ class Publisher:
 
     def _publish_more(self) -> None:
         self._wake_pending = False
-        if self._channel is None or self._error:
+        if self._channel is None or self._connection is None or self._error:
             return
-        while (self._again or self._inbox) and not (self._one_by_one and self._unconfirmed):
-            if self._again:
-                message = self._again.popleft()
-            else:
-                message = self._inbox.popleft()
-                self.published += 1
-            self._unconfirmed[self._next_tag] = message
-            self._next_tag += 1
-            self._channel.basic_publish("", self._settings.task_queue, message.body, message.properties, mandatory=True)
-        if self._all_settled() and self._connection and self._connection.is_open:
+        with self._connection.in_one_write():
+            while (self._again or self._inbox) and not (self._one_by_one and self._unconfirmed):
+                if self._again:
+                    message = self._again.popleft()
+                else:
+                    message = self._inbox.popleft()
+                    self.published += 1
+                self._unconfirmed[self._next_tag] = message
+                self._next_tag += 1
+                self._channel.basic_publish(
+                    "", self._settings.task_queue, message.body, message.properties, mandatory=True
+                )
+        if self._all_settled() and self._connection.is_open:
             self._connection.close()
 
     def _on_return(self, channel: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
@@ -253,7 +256,7 @@ class Publisher:
         if self._connection:
             self._connection.channel(on_open_callback=self._start_publishing)
 
-    def _on_connection_gone(self, connection: SelectConnection, reason: BaseException) -> None:
+    def _on_connection_gone(self, connection: Connection, reason: BaseException) -> None:
         self._channel = None
         if not (self._all_settled() or self._error):
             self._take_back_unconfirmed()

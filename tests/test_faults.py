@@ -146,6 +146,7 @@ def test_after_a_crash_of_the_broker_a_backlog_is_worked_on_at_once(breakable: B
     breakable.send("--count", "100", "--max-difficulty", "0", "--quiet")
     breakable.broker.kill()
     breakable.broker.start()
+    until(lambda: breakable.ready() == 100, "the broker to have kept what it confirmed")
     worker = breakable.worker("--prefetch", str(prefetch))
     worker.wait_for("task_completed", 100)
     order = [*range(counted + 1, 101), *range(1, counted + 1)]
