@@ -39,6 +39,7 @@ from retry import DeliveryLost, Retry
 
 LASTING_SECONDS = 5  # a connection that held for so long worked, though it delivered nothing
 SUSPECTS = 10  # redelivered tasks in a row; more of them come from a crash of the broker, not from dead workers
+SHORT_SECONDS = 0.001  # a task that takes less is waited for, which is quicker than to be woken for it
 TICK_SECONDS = 0.1  # how long the main thread waits for the broker before it looks at everything else
 
 Handler = Callable[[tasks.Task, tasks.Progress], None]
@@ -75,7 +76,7 @@ class Worker:
         self.connection: BlockingConnection | None = None
         self.connecting = False
         self.stopping = False
-        self.woken = False
+        self.woken = False  # the main thread looks into `finished`, or is about to
         # the main thread's own:
         self.unsettled: dict[Delivery, None] = {}  # in `todo`, running, or in `finished`; in the order they came
         self.lost = LostDeliveries(settings.prefetch_count)
@@ -83,6 +84,7 @@ class Worker:
         self.redelivered_in_a_row = 0
         self.delays = broker.backoff()
         self.busy_at = 0.0
+        self.delivered = False
 
     # The main thread: connect, consume, settle
 
@@ -154,7 +156,9 @@ class Worker:
         """Lets pika read, write and answer heartbeats for a moment, then settles what the work threads finished."""
         channel.connection.process_data_events(time_limit=TICK_SECONDS)
         broker.raise_if_closed(channel, self.settings)
-        self.settle_finished()
+        patience = SHORT_SECONDS if self.delivered else 0
+        self.delivered = False
+        self.settle_finished(patience)
 
     def on_delivery(self, channel: BlockingChannel, method: Any, properties: BasicProperties, body: bytes) -> None:
         self.delays = broker.backoff()  # this connection works: after its loss, the first attempts come quickly
@@ -165,6 +169,7 @@ class Worker:
         if earlier is None:
             self.unsettled[delivery] = None
             self.todo.put(delivery)
+            self.delivered = True
         else:
             # This task runs or is finished here already. What we owed to the lost delivery goes to this one.
             earlier.channel, earlier.tag = channel, delivery.tag
@@ -176,9 +181,13 @@ class Worker:
     def on_cancelled_by_broker(self, frame: Any) -> None:
         raise broker.BrokerError("the broker cancelled the consumer, as it does when the queue is deleted")
 
-    def settle_finished(self) -> None:
+    def settle_finished(self, patience: float = 0) -> None:
+        """Settles what the work threads have finished; if that is nothing, what they finish within `patience`."""
+        self.woken = True  # for as long as it waits here
+        finished = emptied(self.finished, patience)
         self.woken = False
-        self.settle([delivery for delivery in emptied(self.finished) if delivery in self.unsettled])
+        finished += emptied(self.finished)
+        self.settle([delivery for delivery in finished if delivery in self.unsettled])
         if self.failure:
             raise self.failure
 
@@ -297,10 +306,11 @@ class Worker:
         self.output.event("task_progress", **delivery.fields(), done_seconds=done, total_seconds=total)
 
 
-def emptied(queue: SimpleQueue[Delivery]) -> list[Delivery]:
-    """Takes all that is in the queue now."""
+def emptied(queue: SimpleQueue[Delivery], patience: float = 0) -> list[Delivery]:
+    """Takes all that is in the queue; if that is nothing, what comes within `patience` seconds."""
     taken = []
     with suppress(Empty):
+        taken.append(queue.get(timeout=patience))
         while True:
             taken.append(queue.get_nowait())
     return taken

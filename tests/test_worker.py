@@ -224,6 +224,17 @@ def test_what_still_runs_is_not_acknowledged_with_the_others(bench: Bench, long_
     assert b'"id": %d,' % long_one in body
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_finished_task_is_settled_at_once(bench: Bench, concurrency: int) -> None:
+    """And not only when the main thread looks by itself, ten times a second."""
+    bench.send("--count", "100", "--max-difficulty", "1", "--quiet")
+    worker = bench.start("worker.py", "--burst", "--concurrency", str(concurrency), SECONDS_PER_DIFFICULTY="0.005")
+    assert worker.wait() == 0
+    begin, end = worker.events("task_started")[0], worker.events("task_completed")[99]
+    took = datetime.fromisoformat(end["time"]) - datetime.fromisoformat(begin["time"])
+    assert took.total_seconds() < 100 * 0.1 / concurrency / 2
+
+
 def test_a_long_task_that_is_pure_computation_keeps_its_heartbeats(bench: Bench) -> None:
     """20 s of computation in Python under a heartbeat of 5 s: the broker would drop the connection after 10 s."""
     worker = bench.handling("cpu_bound", HEARTBEAT_SECONDS="5")
