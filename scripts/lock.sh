@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pins the newest versions that pyproject.toml allows, with hashes, into requirements.txt and requirements-test.txt.
+# Pins the newest versions that pyproject.toml allows, with hashes, into the requirements files.
 . "$(dirname "$0")/lib.sh"
 
 ensure_python requirements.txt
@@ -17,3 +17,4 @@ lock() { # lock FILE [FLAGS]: the header and the flags keep every index address 
 }
 lock requirements.txt
 lock requirements-test.txt --extra test
+lock requirements-bench.txt --extra bench

@@ -119,7 +119,13 @@ def test_every_promise_names_a_test_that_exists() -> None:
 
 def test_every_other_command_is_run_by_a_check() -> None:
     """What stands in a plain sh block: scripts by test_scripts.py, Docker Compose by check_compose.sh, this by you."""
-    names = ("tests/test_scripts.py", "tests/test_dead_letters.py", "tests/brokers.py", "tests/test_chaos.py")
+    names = (
+        "tests/test_scripts.py",
+        "tests/test_dead_letters.py",
+        "tests/brokers.py",
+        "tests/test_chaos.py",
+        "tests/test_bench.py",
+    )
     scripts = "".join((ROOT / name).read_text() for name in names)
     compose = (ROOT / "scripts/check_compose.sh").read_text()
     plain = {
@@ -127,6 +133,7 @@ def test_every_other_command_is_run_by_a_check() -> None:
         "cd work-queue",
         "source .venv/bin/activate",
         "./scripts/test.sh",
+        "pip install -r requirements-bench.txt",
     }
     text = "".join(text for language, _, text in BLOCKS if language == "sh")
     for command in filter(None, (line.partition("#")[0].strip() for line in text.splitlines())):

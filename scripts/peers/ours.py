@@ -1,0 +1,23 @@
+"""worker.py with the handler that all contestants have:  ours.py [flags of worker.py ...]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from recorder import Recorder
+
+import worker
+from tasks import Progress, Task
+
+record = Recorder()
+
+
+def handle(task: Task, progress: Progress) -> None:
+    record(task.payload["sent"] if task.payload else 0.0)
+
+
+if __name__ == "__main__":
+    sys.exit(worker.main(sys.argv[1:], handle=handle))
