@@ -173,6 +173,7 @@ class Publisher:
         self._wake_pending = False
         if self._channel is None or self._connection is None or self._error:
             return
+        queue = self._settings.task_queue
         with self._connection.in_one_write():
             while (self._again or self._inbox) and not (self._one_by_one and self._unconfirmed):
                 if self._again:
@@ -182,9 +183,7 @@ class Publisher:
                     self.published += 1
                 self._unconfirmed[self._next_tag] = message
                 self._next_tag += 1
-                self._channel.basic_publish(
-                    "", self._settings.task_queue, message.body, message.properties, mandatory=True
-                )
+                self._channel.basic_publish("", queue, message.body, message.properties, mandatory=True)
         if self._all_settled() and self._connection.is_open:
             self._connection.close()
 

@@ -106,7 +106,7 @@ broker_logs() {
 answers() { "$python" scripts/probe.py answers "$@"; }
 
 wait_until_it_answers() { # wait_until_it_answers [PORT]: of another node than the first
-  local tries
+  local tries again=
   for tries in $(seq 150); do
     local status=0
     answers "$@" 2>/dev/null || status=$?
@@ -117,11 +117,15 @@ wait_until_it_answers() { # wait_until_it_answers [PORT]: of another node than t
         die 3 "its data was made with another user name, password or virtual host: use those, or delete $state"
         ;;
     esac
-    if [ "$kind" = node ] && ! alive; then break; fi
+    if [ "$kind" = node ] && ! alive; then
+      [ -z "$again" ] || break
+      again=yes # where a node was killed a moment ago, its name or its port may still be taken
+      start_nodes
+    fi
     sleep 0.2
   done
   local last
-  last=$(tail -n 3 "$state/$port.log" "$state/docker.log" 2>/dev/null)
+  last=$(tail -n 3 "$state/$port.log" "$state/docker.log" 2>/dev/null || true) # one of the two is there
   stop_started
   die 3 "RabbitMQ did not come up; its log is in $state: $last"
 }

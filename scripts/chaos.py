@@ -165,6 +165,12 @@ class Chaos:
         for link in self.links:
             link.close()
 
+    def kill_workers(self) -> None:
+        """Those that are left when a fault of this script's own ends it."""
+        for process in self.workers:
+            process.kill()
+            process.wait()
+
     def left(self) -> int:
         """Tasks in the hands of workers, in the work queue and in the retry queues."""
         try:
@@ -261,9 +267,11 @@ def main() -> int:
         except NoBroker as error:
             print(f"chaos.py: {error}", file=sys.stderr)
             return 3
+        chaos = Chaos(broker, arguments, Path(folder))
         try:
-            return Chaos(broker, arguments, Path(folder)).run()
+            return chaos.run()
         finally:
+            chaos.kill_workers()
             broker.remove()
 
 

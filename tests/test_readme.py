@@ -79,7 +79,7 @@ def test_the_console_blocks_do_what_they_show(bench: Bench, tmp_path: Path) -> N
 @pytest.mark.parametrize(("file", "quote"), QUOTES, ids=[f"{file}-{n}" for n, (file, _) in enumerate(QUOTES)])
 def test_the_code_is_quoted_as_it_is(file: str, quote: str) -> None:
     code = (ROOT / file).read_text()
-    indents = ("", " " * 4, " " * 8, " " * 12)
+    indents = [" " * 4 * depth for depth in range(5)]
     assert any(_indented(quote, indent) in code for indent in indents), f"{file} no longer says:\n{quote}"
 
 

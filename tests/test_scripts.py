@@ -203,3 +203,16 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
     for left_over in ports:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", left_over))
+
+
+def test_a_broker_that_does_not_come_up_is_explained(tmp_path: Path, breakable_broker: Broker) -> None:
+    kind = "docker" if breakable_broker.kind == "container" else "node"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        environment = {**os.environ, "BROKER_KIND": kind, "BROKER_DIR": str(tmp_path)}
+        environment["RABBITMQ_URL"] = f"amqp://guest:guest@127.0.0.1:{taken.getsockname()[1]}/"
+        result = run("./scripts/broker.sh up", environment)
+    words = {"node": "RabbitMQ did not come up; its log is in", "docker": "Docker Compose could not start it"}
+    assert result.returncode == 3, result.stderr
+    assert words[kind] in result.stderr
+    assert not list(tmp_path.glob("*/kind"))
