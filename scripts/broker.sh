@@ -213,13 +213,22 @@ C
   set +m
 }
 
-free_ports() { # free_ports NODES
+free_ports() { # free_ports NODES: none that the system gives to outgoing connections, which could take it meanwhile
   "$python" - "$1" <<'P'
+import random
 import socket
 import sys
 
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]) + 1)]
-epmd, *dist = (sock.getsockname()[1] for sock in sockets)
+found = []
+for port in random.sample(range(20_000, 32_000), 12_000):
+    if len(found) > int(sys.argv[1]):
+        break
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+        found.append(port)
+    except OSError:
+        pass
+epmd, *dist = found
 print(f"epmd_port={epmd}\ndist_ports='{' '.join(map(str, dist))}'")
 P
 }

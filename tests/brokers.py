@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -265,16 +266,19 @@ def answers(port: int) -> bool:
 
 
 def free_port(in_a_row: int = 1) -> int:
-    """A port of loopback that is free, and so are those after it if there are to be more in a row."""
+    """A port of loopback that is free, and so are those after it if there are to be more in a row.
+
+    None that the system gives to outgoing connections: one of those could take it while a broker is down, and a
+    program that looks for the broker could even be connected to itself.
+    """
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port = int(first.getsockname()[1])
-            try:
-                for number in range(port + 1, port + in_a_row):
-                    socket.create_server(("127.0.0.1", number)).close()
-                return port
-            except OSError:
-                continue
+        port = random.randrange(20_000, 32_000)
+        try:
+            for number in range(port, port + in_a_row):
+                socket.create_server(("127.0.0.1", number)).close()
+            return port
+        except OSError:
+            continue
 
 
 def url_broker() -> Broker:

@@ -11,6 +11,7 @@ import trustme
 from brokers import Broker, ContainerBroker, LocalBroker, free_port
 from forwarder import Forwarder
 from programs import Bench
+from waiting import until
 
 
 class Certificates:
@@ -68,6 +69,8 @@ def tls_broker(
     else:
         config = configuration(str(certificates.folder), port).replace("= ", "= 127.0.0.1:", 1)
         broker = LocalBroker(tmp_path_factory.mktemp("tls"), config)
+        log = (broker.state / f"{broker.port}.log").read_text
+        until(lambda: "TLS (SSL) listener on" in log(), f"the TLS listener on port {port}")
     yield broker, f"amqps://guest:guest@localhost:{port}/"
     broker.remove()
 
