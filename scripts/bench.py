@@ -243,9 +243,12 @@ class Bench:
         for depth in (1000, 100_000, 1_000_000):
             queue = f"depth-{depth}"
             peak = self.sender_memory(queue, "--count", str(depth), "--max-difficulty", "0")
-            publishing = self.stage.send_rate(queue, 20_000)
-            report = self.reported(OWN, queue, 1, WORKED)
-            rates[f"{depth:,}"] = [publishing, (WORKED - 1) / float(report["last"] - report["first"])]
+            published, done = [], []
+            for _ in range(self.stage.rounds):  # as many are done as are published, so that the depth stays
+                published.append(self.stage.send_rate(queue, 20_000))
+                report = self.reported(OWN, queue, 1, 20_000)
+                done.append(19_999 / float(report["last"] - report["first"]))
+            rates[f"{depth:,}"] = [statistics.median(published), statistics.median(done)]
             self.stage.drop(queue)
         peaks["--count, 1,000,000 tasks"] = peak
         file = self.stage.folder / "many.jsonl"
@@ -351,6 +354,9 @@ def main() -> int:
                 arguments.json.write_text(json.dumps(data, indent=1) + "\n")
         except subprocess.CalledProcessError as error:
             print(f"bench.py: {' '.join(error.cmd)} failed:\n{error.stderr}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("bench.py: interrupted", file=sys.stderr)
             return 1
         finally:
             stage.stop_all()

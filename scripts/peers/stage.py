@@ -22,14 +22,14 @@ class Stage:
     def __init__(self, broker: Broker, folder: Path, rounds: int) -> None:
         self.broker = broker
         self.folder = folder
-        self._rounds = rounds
+        self.rounds = rounds
         self._number = 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def in_turns(self, contestants: list[str], measure: Callable[[str], float]) -> dict[str, list[float]]:
         """What `measure` finds of each contestant, once a round, in turn; a first round warms up and is left out."""
         found: dict[str, list[float]] = {who: [] for who in contestants}
-        for number in range(self._rounds + 1):
+        for number in range(self.rounds + 1):
             for who in contestants:
                 value = measure(who)
                 if number:
