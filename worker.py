@@ -84,7 +84,6 @@ class Worker:
         self.redelivered_in_a_row = 0
         self.delays = broker.backoff()
         self.busy_at = 0.0
-        self.delivered = False
 
     # The main thread: connect, consume, settle
 
@@ -156,9 +155,7 @@ class Worker:
         """Lets pika read, write and answer heartbeats for a moment, then settles what the work threads finished."""
         channel.connection.process_data_events(time_limit=TICK_SECONDS)
         broker.raise_if_closed(channel, self.settings)
-        patience = SHORT_SECONDS if self.delivered else 0
-        self.delivered = False
-        self.settle_finished(patience)
+        self.settle_finished(SHORT_SECONDS if self.unsettled else 0)
 
     def on_delivery(self, channel: BlockingChannel, method: Any, properties: BasicProperties, body: bytes) -> None:
         self.delays = broker.backoff()  # this connection works: after its loss, the first attempts come quickly
@@ -169,7 +166,6 @@ class Worker:
         if earlier is None:
             self.unsettled[delivery] = None
             self.todo.put(delivery)
-            self.delivered = True
         else:
             # This task runs or is finished here already. What we owed to the lost delivery goes to this one.
             earlier.channel, earlier.tag = channel, delivery.tag
@@ -211,7 +207,7 @@ class Worker:
                 self.lost.acknowledged(delivery)
 
     def acknowledge(self, done: set[Delivery]) -> None:
-        """One by one, but for those that came before all that is not done: one acknowledgement is for all of them."""
+        """With one frame for the oldest, up to the first that is not done; the others one by one."""
         first = list(takewhile(done.__contains__, self.unsettled))
         if first:
             first[-1].channel.basic_ack(first[-1].tag, multiple=True)
