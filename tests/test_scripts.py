@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from brokers import ROOT, Broker, free_port
+from brokers import CTL_PATHS, ROOT, Broker, free_port
 from programs import Bench, copy_project
 from waiting import until
 
@@ -216,3 +217,19 @@ def test_a_broker_that_does_not_come_up_is_explained(tmp_path: Path, breakable_b
     assert result.returncode == 3, result.stderr
     assert words[kind] in result.stderr
     assert not list(tmp_path.glob("*/kind"))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, CTL_PATHS)), reason="needs an installed rabbitmq-server")
+def test_a_node_whose_port_is_taken_for_a_moment_still_comes_up(tmp_path: Path) -> None:
+    port = free_port()
+    environment = {**os.environ, "BROKER_KIND": "node", "BROKER_DIR": str(tmp_path)}
+    environment["RABBITMQ_URL"] = f"amqp://guest:guest@127.0.0.1:{port}/"
+    log = tmp_path / str(port) / f"{port}.log"
+    try:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", port))
+            up = subprocess.Popen(["./scripts/broker.sh", "up"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+            until(lambda: log.exists() and "eaddrinuse" in log.read_text(), "the node to meet the taken port", 60)
+        assert up.wait(60) == 0
+    finally:
+        run("./scripts/broker.sh down", environment)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,12 @@ def configuration(folder: str, port: int) -> str:
     )
 
 
+def listens(port: int) -> bool:
+    with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("certificates"))
@@ -69,8 +77,7 @@ def tls_broker(
     else:
         config = configuration(str(certificates.folder), port).replace("= ", "= 127.0.0.1:", 1)
         broker = LocalBroker(tmp_path_factory.mktemp("tls"), config)
-        log = (broker.state / f"{broker.port}.log").read_text
-        until(lambda: "TLS (SSL) listener on" in log(), f"the TLS listener on port {port}")
+        until(lambda: listens(port), f"the TLS listener on port {port}")
     yield broker, f"amqps://guest:guest@localhost:{port}/"
     broker.remove()
 
