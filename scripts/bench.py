@@ -355,6 +355,9 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"bench.py: {' '.join(error.cmd)} failed:\n{error.stderr}", file=sys.stderr)
             return 1
+        except AssertionError as error:  # something that was waited for did not come
+            print(f"bench.py: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("bench.py: interrupted", file=sys.stderr)
             return 1
@@ -389,6 +392,13 @@ def parse() -> argparse.Namespace:
         help=", ".join(CONTESTANTS),
     )
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds starts from 1")
+    if arguments.json:
+        try:
+            arguments.json.touch()  # now, and not after ten minutes
+        except OSError as error:
+            parser.error(f"--json {arguments.json}: {error.strerror}")
     if OWN not in arguments.contestants:
         parser.error(f"--contestants must name {OWN}")
     for who in arguments.contestants:

@@ -43,6 +43,8 @@ def test_it_prints_each_figure_beside_its_target(bench: Bench, tmp_path: Path) -
     [
         (["--only", "speed"], "argument --only: speed: must be of publishing, working"),
         (["--contestants", "celery"], "must name ours"),
+        (["--rounds", "0"], "--rounds starts from 1"),
+        (["--json", "/no/such/folder/figures.json"], "No such file or directory"),
         (["--contestants", "ours,celery"], "celery is not installed: pip install -r requirements-bench.txt"),
     ],
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 
+import sending
 from celery import Celery
 from recorder import Recorder
 
@@ -30,13 +29,4 @@ def noop(sent: float = 0.0) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "trickle":
-        for line in sys.stdin:
-            noop.delay(json.loads(line)["payload"]["sent"])
-    else:
-        count = int(sys.argv[2])
-        noop.delay()
-        started = time.perf_counter()
-        for _ in range(count - 1):
-            noop.delay()
-        print((count - 1) / (time.perf_counter() - started))
+    sending.main(noop.delay)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 
 import dramatiq
+import sending
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from recorder import Recorder
 
@@ -22,13 +21,4 @@ def noop(sent: float = 0.0) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "trickle":
-        for line in sys.stdin:
-            noop.send(json.loads(line)["payload"]["sent"])
-    else:
-        count = int(sys.argv[2])
-        noop.send()
-        started = time.perf_counter()
-        for _ in range(count - 1):
-            noop.send()
-        print((count - 1) / (time.perf_counter() - started))
+    sending.main(noop.send)
