@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import errno
 import logging
+import os
 import random
 import re
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 import pika.data
 from pika import BasicProperties, BlockingConnection, DeliveryMode, SelectConnection, SSLOptions, URLParameters
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException, AMQPConnectorStackTimeout
 from pika.exceptions import (
     AMQPError,
     ChannelClosedByBroker,
@@ -161,11 +163,11 @@ def open_connection(settings: Settings, name: str) -> tuple[BlockingConnection, 
             for usable in _addresses(parameters(settings, url, name)):
                 try:
                     return BlockingConnection(usable, _impl_class=Connection), usable  # type: ignore[arg-type]
-                except (AMQPError, OSError) as error:
+                except (AMQPError, AMQPConnectorException, OSError) as error:  # pika's time-outs are no AMQPError
                     failures.append(explain(error, settings, url))
                     if isinstance(failures[-1], Refused):
                         raise failures[-1] from None
-                    if alert := _tls_alert(usable):
+                    if _TIMED_OUT not in str(failures[-1]) and (alert := _tls_alert(usable)):
                         raise explain(alert, settings, url) from None
         except socket.gaierror as error:
             failures.append(explain(error, settings, url))
@@ -205,6 +207,7 @@ def _tls_alert(usable: URLParameters) -> ssl.SSLError | None:
 
 
 _REFUSES_CERTIFICATE = re.compile("ALERT_.*(CERTIFICATE|UNKNOWN_CA)")
+_TIMED_OUT = os.strerror(errno.ETIMEDOUT)
 _NO_ADDRESS = "this machine has no way to that address"
 
 
@@ -272,6 +275,8 @@ def innermost(error: BaseException) -> str:
         if not inner:
             break
         error = inner[0]
+    if isinstance(error, (AMQPConnectorStackTimeout, TimeoutError)):
+        return _TIMED_OUT
     if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
         return _NO_ADDRESS
     if isinstance(error, OSError) and error.strerror:

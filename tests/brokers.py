@@ -16,6 +16,7 @@ from typing import Any
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 from waiting import until
 
@@ -52,7 +53,7 @@ class Broker:
         try:
             with self.channel():
                 return True
-        except (AMQPError, OSError):
+        except (AMQPError, AMQPConnectorException, OSError):
             return False
 
     def ctl(self, *arguments: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import pika.data
@@ -70,6 +72,39 @@ def test_a_short_stall_is_sat_out(breakable: Bench, link: Forwarder) -> None:
     worker.wait_for("task_completed", 8)
     assert len(worker.events("worker_ready")) == 1
     assert worker.stderr == ""
+
+
+def test_a_broker_that_takes_connections_and_says_nothing_is_waited_for(breakable: Bench, link: Forwarder) -> None:
+    """As a node does that is frozen or coming up, or a load balancer that has none behind it."""
+    link.stall()
+    worker = breakable.start("worker.py", CONNECT_TIMEOUT_SECONDS="1")
+    until(lambda: worker.stderr.count("(Connection timed out)") == 2, "the worker to try again")
+    sender = breakable.start("sender.py", CONNECT_TIMEOUT_SECONDS="1")
+    assert sender.wait() == 3
+    assert "(Connection timed out): is it running" in sender.stderr
+    assert sender.stderr.count("\n") == 1
+    link.flow()
+    breakable.send("--quiet")
+    worker.wait_for("task_completed", 8)
+    assert "Traceback" not in worker.stderr
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+@pytest.mark.parametrize("backlog", [8, 0])
+def test_a_port_that_says_nothing_is_given_up_in_time(bench: Bench, scheme: str, backlog: int) -> None:
+    """With TLS, and where not even the connection is taken."""
+    with socket.create_server(("127.0.0.1", 0), backlog=backlog) as silent, ExitStack() as stack:
+        for _ in range(0 if backlog else 3):  # as many as fill the queue of connections to be accepted
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(silent.getsockname())
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/"
+        begun = time.monotonic()
+        sender = bench.start("sender.py", RABBITMQ_URL=url, CONNECT_TIMEOUT_SECONDS="2")
+        assert sender.wait() == 3
+        assert time.monotonic() - begun < 2 * 2, "it tried for longer than CONNECT_TIMEOUT_SECONDS"
+        assert "(Connection timed out)" in sender.stderr
+        assert sender.stderr.count("\n") == 1
 
 
 def test_a_lost_acknowledgement_is_made_good_without_running_the_task_again(breakable: Bench, link: Forwarder) -> None:
