@@ -59,8 +59,8 @@ class Chaos:
             "RABBITMQ_URL": ",".join(link.url for link in self.links),
             "TASK_QUEUE": QUEUE,
             "QUEUE_TYPE": arguments.queue_type,
-            "PREFETCH_COUNT": "1",
-            "CONCURRENCY": "1",
+            "PREFETCH_COUNT": str(arguments.prefetch),
+            "CONCURRENCY": str(arguments.concurrency),
             "RETRY_DELAYS": "1,1,1",
             "DELIVERY_LIMIT": "1000",  # workers are killed for no fault of the task in hand
             "HEARTBEAT_SECONDS": "2",
@@ -237,6 +237,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="chaos.py", description="Break things, and count what came of the tasks.")
     parser.add_argument("--tasks", metavar="N", type=int, default=2000, help="tasks to send (default: %(default)s)")
     parser.add_argument("--workers", metavar="M", type=int, default=4, help="workers (default: %(default)s)")
+    parser.add_argument("--concurrency", metavar="N", type=int, default=1, help="of each worker (default: %(default)s)")
+    parser.add_argument("--prefetch", metavar="N", type=int, default=1, help="of each worker (default: %(default)s)")
     parser.add_argument("--seed", metavar="S", type=int, default=1, help="of the faults (default: %(default)s)")
     parser.add_argument(
         "--seconds", metavar="T", type=float, default=120, help="no new fault after this (default: %(default)s)"
@@ -246,8 +248,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, choices=[1, 3], default=1, help="default: 1; of 3, the leader is killed")
     parser.add_argument("--broker", choices=["local", "container"], default="local", help="default: %(default)s")
     arguments = parser.parse_args()
-    if arguments.tasks < 1 or arguments.workers < 1:
-        parser.error("--tasks and --workers start from 1")
+    if min(arguments.tasks, arguments.workers, arguments.concurrency, arguments.prefetch) < 1:
+        parser.error("--tasks, --workers, --concurrency and --prefetch start from 1")
     unknown = set(arguments.faults.split(",")) - set(FAULTS.split(","))
     if unknown:
         parser.error(f"--faults: there is no {', '.join(sorted(unknown))}")
