@@ -26,6 +26,7 @@ from pika.exceptions import (
     AMQPError,
     ChannelClosedByBroker,
     ConnectionClosedByBroker,
+    ConnectionOpenAborted,
     NackError,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
@@ -275,7 +276,7 @@ def innermost(error: BaseException) -> str:
         if not inner:
             break
         error = inner[0]
-    if isinstance(error, (AMQPConnectorStackTimeout, TimeoutError)):
+    if isinstance(error, (AMQPConnectorStackTimeout, ConnectionOpenAborted, TimeoutError)):
         return _TIMED_OUT
     if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
         return _NO_ADDRESS

@@ -81,6 +81,8 @@ class Forwarder:
         self._links: list[Link] = []
         self.hang_up_after: list[int] = []
         """For each of the next connections, after how many pieces from the client it is cut."""
+        self.silent: list[bool] = []
+        """For each of the next connections, whether nothing ever passes on it."""
         self._stalled = False
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -97,7 +99,7 @@ class Forwarder:
                 client.close()
                 continue
             link = Link(client, broker, self.hang_up_after.pop(0) if self.hang_up_after else None)
-            if self._stalled:
+            if self._stalled or (self.silent.pop(0) if self.silent else False):
                 link.stall()
             self._links.append(link)
 

@@ -89,6 +89,15 @@ def test_a_broker_that_takes_connections_and_says_nothing_is_waited_for(breakabl
     assert "Traceback" not in worker.stderr
 
 
+def test_a_sender_whose_second_connection_says_nothing_makes_a_third(breakable: Bench, link: Forwarder) -> None:
+    """The first only declares the queue, the second is to publish."""
+    link.silent = [False, True]
+    sender = breakable.start("sender.py", "--count", "100", "--quiet", CONNECT_TIMEOUT_SECONDS="2")
+    assert sender.wait(20) == 0
+    assert sender.stderr == "Connection lost (Connection timed out): connecting again.\n"
+    assert breakable.ready() == 100
+
+
 @pytest.mark.parametrize("scheme", ["amqp", "amqps"])
 @pytest.mark.parametrize("backlog", [8, 0])
 def test_a_port_that_says_nothing_is_given_up_in_time(bench: Bench, scheme: str, backlog: int) -> None:
