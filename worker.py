@@ -146,10 +146,15 @@ class Worker:
                 channel.basic_nack(held.tag, requeue=True)
             while self.unsettled:
                 self.pump(channel)
-            if not self.stopping:
-                self.pump(channel)  # the broker answers how many are ready before it has put back what was rejected
-            if self.stopping or broker.ready_tasks(channel, self.settings) == 0:
+            if self.stopping:
                 return
+            # What was given back on its way to us may not be counted as ready yet; whoever asks for it gets it.
+            method, properties, body = channel.basic_get(self.settings.task_queue)
+            if method is None:
+                return
+            self.on_delivery(channel, method, properties or BasicProperties(), body or b"")
+            while self.unsettled:
+                self.pump(channel)
 
     def pump(self, channel: BlockingChannel) -> None:
         """Lets pika read, write and answer heartbeats for a moment, then settles what the work threads finished."""

@@ -31,16 +31,18 @@ def cut(connection: BlockingConnection) -> None:
 
 
 @contextmanager
-def running(bench: Bench, monkeypatch: pytest.MonkeyPatch, handle: Callable[[Task], None]) -> Iterator[Worker]:
+def running(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, handle: Callable[[Task], None], burst: bool = False, **settings: str
+) -> Iterator[Worker]:
     """A worker on a thread; at the end it is told to stop, and must."""
-    for name, value in bench.environment().items():
+    for name, value in bench.environment(**settings).items():
         monkeypatch.setenv(name, value)
-    settings = config.load()
+    loaded = config.load()
 
     def handler(task: Task, progress: Progress) -> None:
         handle(task)
 
-    worker = Worker(settings, handler, WorkerOutput("Worker-here", "text"), "Worker-here")
+    worker = Worker(loaded, handler, WorkerOutput("Worker-here", "text"), "Worker-here", burst)
     thread = threading.Thread(target=worker.run, name="worker", daemon=True)
     thread.start()
     until(lambda: worker.connection is not None and worker.connection.is_open, "the worker to connect")
@@ -186,4 +188,27 @@ def test_a_task_given_up_while_there_is_no_broker_runs_again(bench: Bench, monke
     with running(bench, monkeypatch, handle) as worker:
         bench.publish_as_sender(BODY)
         until(lambda: worker.completed == 1, "the task to be done after all")
+    assert bench.ready() == 0
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_burst_does_not_end_while_a_task_that_it_gave_back_is_in_the_queue(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, queue_type: str
+) -> None:
+    """A task that crosses the cancellation is given back, and the broker counts it as ready only some time later."""
+    cancel = BlockingChannel.basic_cancel
+    crossing = 20
+
+    def publish_and_cancel(self: BlockingChannel, consumer_tag: str) -> Any:
+        nonlocal crossing
+        if crossing:
+            crossing -= 1
+            with bench.broker.channel() as channel:
+                channel.confirm_delivery()
+                channel.basic_publish("", bench.queue, BODY)
+        return cancel(self, consumer_tag)
+
+    monkeypatch.setattr(BlockingChannel, "basic_cancel", publish_and_cancel)
+    with running(bench, monkeypatch, lambda task: None, burst=True, QUEUE_TYPE=queue_type) as worker:
+        until(lambda: worker.completed == 20, "all that crossed a cancellation to be done")
     assert bench.ready() == 0
