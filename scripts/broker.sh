@@ -31,7 +31,7 @@ main() {
 broker_up() {
   local status=0 clustered=
   [ "$nodes" = 1 ] || clustered=yes
-  answers || status=$?
+  answers 0 || status=$?
   case $status in
     0)
       if [ "$kind" != node ] || [ "$nodes" = 1 ]; then
@@ -80,7 +80,7 @@ broker_down() {
 
 broker_status() {
   local status=0
-  answers || status=$?
+  answers 0 || status=$?
   [ "$status" = 0 ] || die 3 "nothing that we can use answers at $shown"
   say "RabbitMQ answers at $shown (${kind:-not started by this script})"
 }
@@ -107,9 +107,9 @@ answers() { "$python" scripts/probe.py answers "$@"; }
 
 wait_until_it_answers() { # wait_until_it_answers [PORT]: of another node than the first
   local tries again=
-  for tries in $(seq 150); do
+  for tries in $(seq 40); do
     local status=0
-    answers "$@" 2>/dev/null || status=$?
+    answers 2 "$@" 2>/dev/null || status=$?
     case $status in
       0) return ;;
       4)
@@ -122,7 +122,6 @@ wait_until_it_answers() { # wait_until_it_answers [PORT]: of another node than t
       again=yes # where a node was killed a moment ago, its name or its port may still be taken
       start_nodes
     fi
-    sleep 0.2
   done
   local last
   last=$(tail -n 3 "$state/$port.log" "$state/docker.log" 2>/dev/null || true) # one of the two is there

@@ -1,14 +1,16 @@
 """For the shell scripts: what RABBITMQ_URL says, and whether a broker answers there.
 
 probe.py url              shell assignments of the first URL's parts: host, port, user_name, password, vhost, tls, shown
-probe.py answers [PORT]   exit 0 if an AMQP connection opens, there or at another port, 3 if nothing answers,
-                          4 if it is refused
+probe.py answers SECONDS [PORT]
+                          exit 0 if an AMQP connection opens within so long, there or at another port,
+                          3 if nothing answers, 4 if it is refused
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +23,7 @@ import broker
 import config
 
 
-def main(question: str, other_port: str = "") -> int:
+def main(question: str, seconds: str = "0", other_port: str = "") -> int:
     try:
         settings = config.load()
     except config.SettingError as error:
@@ -45,14 +47,18 @@ def main(question: str, other_port: str = "") -> int:
         return 0
     if other_port:
         url = url.replace(f":{urlsplit(url).port}/", f":{other_port}/")
-    try:
-        with broker.connect(replace(settings, rabbitmq_urls=(url,), connect_timeout_seconds=5.0), "probe"):
-            return 0
-    except broker.Refused as error:
-        print(error, file=sys.stderr)
-        return 4
-    except broker.BrokerError:
-        return 3
+    deadline = time.monotonic() + float(seconds)
+    while True:
+        try:
+            with broker.connect(replace(settings, rabbitmq_urls=(url,), connect_timeout_seconds=5.0), "probe"):
+                return 0
+        except broker.Refused as error:
+            print(error, file=sys.stderr)
+            return 4
+        except broker.BrokerError:
+            if time.monotonic() >= deadline:
+                return 3
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":
