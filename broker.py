@@ -231,8 +231,11 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
     said_so = "ConnectionClosedByBroker" in str(error)
     if isinstance(error, ProbableAuthenticationError) and said_so:
         return Refused(f"{where} refused the user name or the password: set them in RABBITMQ_URL")
-    if isinstance(error, ProbableAccessDeniedError) and said_so and "is down" not in text:
-        return Refused(f"{where} refused the virtual host ({text}): set it as the path of RABBITMQ_URL")
+    if isinstance(error, ProbableAccessDeniedError) and said_so:
+        reason = "".join(re.findall('"[A-Z_]+ - (.+)"', str(error))) or text
+        if re.search("is down$|limit .*is reached$", reason):
+            return BrokerError(f"no connection to {where} for now ({reason})")
+        return Refused(f"{where} refused the virtual host ({reason}): set it as the path of RABBITMQ_URL")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Refused(f"the certificate of {where} is not trusted ({error.verify_message}): set TLS_CA_FILE")
     if _REFUSES_CERTIFICATE.search(text):  # after the handshake, pika has only this text of it

@@ -51,7 +51,7 @@ def test_a_worker_survives_a_broken_link(breakable: Bench, link: Forwarder, faul
 
 @pytest.mark.parametrize("fault", ["reset", "in mid-frame", "stalled for ever"])
 def test_a_sender_survives_a_broken_link(breakable: Bench, link: Forwarder, fault: str) -> None:
-    count = 60_000
+    count = 20_000
     sender = breakable.start("sender.py", "--count", str(count), "--quiet", HEARTBEAT_SECONDS="2")
     until(lambda: breakable.ready() > 2000, "tasks in the queue")
     {"reset": link.reset, "in mid-frame": link.cut_in_mid_frame, "stalled for ever": link.stall_for_ever}[fault]()
@@ -146,6 +146,37 @@ def test_a_link_cut_during_the_handshake_is_no_refusal(breakable: Bench, link: F
     link.hang_up_after = [pieces]
     assert "8 tasks sent, 8 confirmed" in breakable.send()
     worker.wait_for("task_completed", 8)
+
+
+VIRTUAL_HOSTS = {
+    "down": (
+        "is down",
+        ["eval", 'rabbit_vhost_sup_sup:delete_on_all_nodes(<<"{0}">>).'],
+        ["restart_vhost", "-p", "{0}"],
+    ),
+    "full": (
+        "limit (0) is reached",
+        ["set_vhost_limits", "-p", "{0}", '{{"max-connections": 0}}'],
+        ["clear_vhost_limits", "-p", "{0}"],
+    ),
+}
+
+
+@pytest.mark.parametrize("state", VIRTUAL_HOSTS)
+def test_a_virtual_host_that_takes_no_connection_for_now_is_waited_for(breakable: Bench, state: str) -> None:
+    """The broker refuses it as it does one that is not there, but not for good."""
+    ctl, name = breakable.broker.ctl, breakable.queue
+    words, refuse, accept = VIRTUAL_HOSTS[state]
+    ctl("add_vhost", name)
+    try:
+        ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        ctl(*(part.format(name) for part in refuse))
+        worker = breakable.start("worker.py", RABBITMQ_URL=breakable.url + name)
+        until(lambda: f"{words}); connecting again" in worker.stderr, f"the worker to wait: {worker.describe()}")
+        ctl(*(part.format(name) for part in accept))
+        worker.wait_for("worker_ready")
+    finally:
+        ctl("delete_vhost", name)
 
 
 def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(breakable: Bench, link: Forwarder) -> None:
