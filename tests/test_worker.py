@@ -345,6 +345,15 @@ def test_lost_output_gives_back_the_task_in_hand(bench: Bench, target: str) -> N
     until(lambda: bench.ready() == 1, "the task to be back")
 
 
+def test_a_standard_error_that_takes_nothing_stops_nothing(bench: Bench) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    worker = bench.launch("tests/handlers.py", ["fail_once"], {}, stderr=full)
+    os.close(full)
+    bench.send("--task", "x", "--difficulty", "0", "--quiet")
+    (done,) = worker.wait_for("task_completed")
+    assert done["attempt"] == 2
+
+
 def test_output_lost_in_mid_task_gives_the_task_back(bench: Bench) -> None:
     read, write = os.pipe()
     worker = bench.launch("worker.py", [], {"LOG_FORMAT": "text", "SECONDS_PER_DIFFICULTY": "1"}, stdout=write)
@@ -419,7 +428,7 @@ def test_a_worker_waits_for_a_broker_and_then_works(breakable: Bench) -> None:
 
 def test_a_restart_of_the_broker_in_mid_run_keeps_the_tasks(breakable: Bench) -> None:
     """Persistent tasks are kept; what runs meanwhile is acknowledged when it comes back, not redone."""
-    worker = breakable.worker(SECONDS_PER_DIFFICULTY="0.5")
+    worker = breakable.worker(SECONDS_PER_DIFFICULTY="0.3")
     breakable.send("--count", "20", "--max-difficulty", "1", "--quiet")
     worker.wait_for("task_completed", 2)
     breakable.broker.restart()
