@@ -232,7 +232,7 @@ def explain(error: Exception, settings: Settings, url: str = "") -> BrokerError:
     if isinstance(error, ProbableAuthenticationError) and said_so:
         return Refused(f"{where} refused the user name or the password: set them in RABBITMQ_URL")
     if isinstance(error, ProbableAccessDeniedError) and said_so:
-        reason = "".join(re.findall('"[A-Z_]+ - (.+)"', str(error))) or text
+        reason = "".join(re.findall(r"[A-Z_]+ - (.+)['\"]", str(error))) or text
         if re.search("is down$|limit .*is reached$", reason):
             return BrokerError(f"no connection to {where} for now ({reason})")
         return Refused(f"{where} refused the virtual host ({reason}): set it as the path of RABBITMQ_URL")
