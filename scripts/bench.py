@@ -42,8 +42,7 @@ CONTESTANTS = (OWN, "celery", "dramatiq", "aio-pika")
 QUEUES = ("celery", "dramatiq")  # the contestants that are task queues, and not only a client
 PUBLISHED = {OWN: 50_000, "celery": 2000, "dramatiq": 2000, "aio-pika": 20_000}
 WORKED = 5000
-TURNED_OVER = 10_000  # of a deep queue, each time
-SLOW_WORKED = 30  # by Celery's solo pool, which at prefetch 1 stands still for two seconds after every few tasks
+SLOW_WORKED = 60  # by Celery's solo pool, which at prefetch 1 stands still for two seconds after every few tasks
 
 
 class Bench:
@@ -246,9 +245,9 @@ class Bench:
             peak = self.sender_memory(queue, "--count", str(depth), "--max-difficulty", "0")
             published, done = [], []
             for _ in range(self.stage.rounds):  # as many are done as are published, so that the depth stays
-                published.append(self.stage.send_rate(queue, TURNED_OVER))
-                report = self.reported(OWN, queue, 1, TURNED_OVER)
-                done.append((TURNED_OVER - 1) / float(report["last"] - report["first"]))
+                published.append(self.stage.send_rate(queue, 20_000))
+                report = self.reported(OWN, queue, 1, 20_000)
+                done.append(19_999 / float(report["last"] - report["first"]))
             rates[f"{depth:,}"] = [statistics.median(published), statistics.median(done)]
             self.stage.drop(queue)
         peaks["--count, 1,000,000 tasks"] = peak
