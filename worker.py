@@ -135,7 +135,7 @@ class Worker:
         self.redelivered_in_a_row = 0
         channel.basic_qos(prefetch_count=self.settings.prefetch_count)
         channel.add_on_cancel_callback(self.on_cancelled_by_broker)
-        while True:
+        while not self.stopping:
             channel.basic_consume(self.settings.task_queue, self.on_delivery, consumer_tag=self.name)
             self.output.event("worker_ready", queue=self.settings.task_queue, prefetch=self.settings.prefetch_count)
             self.busy_at = time.monotonic()
