@@ -51,7 +51,7 @@ def test_a_worker_survives_a_broken_link(breakable: Bench, link: Forwarder, faul
 
 @pytest.mark.parametrize("fault", ["reset", "in mid-frame", "stalled for ever"])
 def test_a_sender_survives_a_broken_link(breakable: Bench, link: Forwarder, fault: str) -> None:
-    count = 20_000
+    count = 60_000
     sender = breakable.start("sender.py", "--count", str(count), "--quiet", HEARTBEAT_SECONDS="2")
     until(lambda: breakable.ready() > 2000, "tasks in the queue")
     {"reset": link.reset, "in mid-frame": link.cut_in_mid_frame, "stalled for ever": link.stall_for_ever}[fault]()
@@ -172,7 +172,7 @@ def test_a_virtual_host_that_takes_no_connection_for_now_is_waited_for(breakable
         ctl("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
         ctl(*(part.format(name) for part in refuse))
         worker = breakable.start("worker.py", RABBITMQ_URL=breakable.url + name)
-        until(lambda: f"{words}); connecting again" in worker.stderr, f"the worker to wait: {worker.describe()}")
+        until(lambda: f"{words}); connecting again" in worker.stderr, "the worker to wait")
         ctl(*(part.format(name) for part in accept))
         worker.wait_for("worker_ready")
     finally:
