@@ -191,24 +191,57 @@ def test_a_task_given_up_while_there_is_no_broker_runs_again(bench: Bench, monke
     assert bench.ready() == 0
 
 
-@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_a_burst_does_not_end_while_a_task_that_it_gave_back_is_in_the_queue(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, queue_type: str
-) -> None:
-    """A task that crosses the cancellation is given back, and the broker counts it as ready only some time later."""
+def let_cross_the_cancellation(bench: Bench, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A task reaches the worker while it cancels its consumer, each of the next `count` times."""
     cancel = BlockingChannel.basic_cancel
-    crossing = 20
+    left = count
 
     def publish_and_cancel(self: BlockingChannel, consumer_tag: str) -> Any:
-        nonlocal crossing
-        if crossing:
-            crossing -= 1
+        nonlocal left
+        if left:
+            left -= 1
             with bench.broker.channel() as channel:
                 channel.confirm_delivery()
                 channel.basic_publish("", bench.queue, BODY)
         return cancel(self, consumer_tag)
 
     monkeypatch.setattr(BlockingChannel, "basic_cancel", publish_and_cancel)
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_burst_does_not_end_while_a_task_that_it_gave_back_is_in_the_queue(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, queue_type: str
+) -> None:
+    """A task that crosses the cancellation is given back, and the broker counts it as ready only some time later."""
+    let_cross_the_cancellation(bench, monkeypatch, 20)
     with running(bench, monkeypatch, lambda task: None, burst=True, QUEUE_TYPE=queue_type) as worker:
         until(lambda: worker.completed == 20, "all that crossed a cancellation to be done")
     assert bench.ready() == 0
+
+
+def test_a_worker_told_to_stop_at_the_end_of_a_burst_does_not_consume_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes with the one more task that the worker asks for; as a redelivered one it is put back."""
+    consume, get = BlockingChannel.basic_consume, BlockingChannel.basic_get
+    consumers: list[bool] = []
+    got: list[Any] = []
+
+    def count_and_consume(self: BlockingChannel, *arguments: Any, **named: Any) -> str:
+        consumers.append(True)
+        return consume(self, *arguments, **named)
+
+    def get_and_stop(self: BlockingChannel, queue: str) -> Any:
+        found = get(self, queue)
+        worker.stopping = True
+        got.append(found[2])
+        return found
+
+    monkeypatch.setattr(BlockingChannel, "basic_consume", count_and_consume)
+    monkeypatch.setattr(BlockingChannel, "basic_get", get_and_stop)
+    let_cross_the_cancellation(bench, monkeypatch, 1)
+    with running(bench, monkeypatch, lambda task: None, burst=True) as worker:
+        until(lambda: got, "the worker to ask for one more task")
+    assert got == [BODY]
+    assert len(consumers) == 1
+    assert bench.ready() == 1
