@@ -97,6 +97,7 @@ class Chaos:
             time.sleep(0.05)
             if sender.poll() not in (None, 0):
                 break
+        self.broker.keep_queues()  # see the README: what a crash does to a queue that is only a moment old
         # every fault once, in the order of the seed, and then again, until the tasks or the time are used up
         pending: list[str] = []
         while time.monotonic() - started < self.arguments.seconds and (

@@ -60,6 +60,13 @@ class Broker:
         """Runs rabbitmqctl on the node and returns its output."""
         raise NoBroker(NOT_OURS)
 
+    def keep_queues(self) -> None:
+        """Has the node write down which queues there are.
+
+        It does so late: a durable queue that is only a moment old may be gone after a kill, with all that was in it.
+        """
+        self.ctl("eval", "mnesia:sync_log().")
+
     def restart(self) -> None:
         """Stops the node in good order, and starts it again."""
         raise NoBroker(NOT_OURS)

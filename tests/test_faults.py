@@ -181,7 +181,7 @@ def test_a_virtual_host_that_takes_no_connection_for_now_is_waited_for(breakable
 
 def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(breakable: Bench, link: Forwarder) -> None:
     """Its copy has the same id and body as what this worker remembers as done with."""
-    worker = breakable.handling("fail_once", RETRY_DELAYS="1")
+    worker = breakable.handling("fail_once", RETRY_DELAYS="5")  # time for another consumer to come
     breakable.send("--task", "x", "--difficulty", "0", "--quiet", RABBITMQ_URL=breakable.broker.url)
     worker.wait_for("task_retried")
     until(lambda: unacknowledged(breakable) == 0, "the acknowledgement to arrive")
@@ -190,7 +190,7 @@ def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(breakabl
     with breakable.broker.channel() as channel:  # another worker gets the copy, and dies with it
         taken: list[bool] = []
         channel.basic_consume(breakable.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while not taken and time.monotonic() < deadline:
             channel.connection.process_data_events(0.05)
         assert taken
@@ -203,9 +203,10 @@ def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(breakabl
 
 def test_a_killed_broker_loses_nothing_that_was_confirmed(breakable: Bench) -> None:
     count = 8000
+    worker = breakable.worker("--concurrency", "4")
+    breakable.broker.keep_queues()
     arguments = ["--count", str(count), "--max-difficulty", "0", "--quiet", "--window", "5"]  # to be still at it
     sender = breakable.start("sender.py", *arguments, CONNECT_TIMEOUT_SECONDS="60")
-    worker = breakable.worker("--concurrency", "4")
     until(lambda: len(worker.events("task_completed")) > 300, "tasks to be done")
     breakable.broker.kill()
     breakable.broker.start()
@@ -219,6 +220,7 @@ def test_after_a_crash_of_the_broker_a_backlog_is_worked_on_at_once(breakable: B
     """A classic queue then calls everything redelivered. Only the first few are put back to be counted."""
     counted = max(10, prefetch)
     breakable.send("--count", "100", "--max-difficulty", "0", "--quiet")
+    breakable.broker.keep_queues()
     breakable.broker.kill()
     breakable.broker.start()
     until(lambda: breakable.ready() == 100, "the broker to have kept what it confirmed")

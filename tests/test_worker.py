@@ -419,6 +419,7 @@ def _epoch(time_text: str) -> float:
 
 def test_a_worker_waits_for_a_broker_and_then_works(breakable: Bench) -> None:
     breakable.send("--quiet")
+    breakable.broker.keep_queues()
     breakable.broker.kill()
     worker = breakable.start("worker.py", CONNECT_TIMEOUT_SECONDS="1")
     until(lambda: worker.stderr.count("connecting again") >= 2, "the worker to try again")
@@ -442,6 +443,7 @@ def test_a_restart_of_the_broker_in_mid_run_keeps_the_tasks(breakable: Bench) ->
 
 def test_a_task_finished_while_the_broker_was_away_is_acknowledged_not_redone(breakable: Bench) -> None:
     worker = breakable.worker(SECONDS_PER_DIFFICULTY="1")
+    breakable.broker.keep_queues()
     breakable.send("--task", "x", "--difficulty", "1", "--quiet")
     worker.wait_for("task_started")
     breakable.broker.kill()
