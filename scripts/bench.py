@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts/peers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts/peers")]
 
 try:
     import psutil
-    from brokers import Broker, ContainerBroker, LocalBroker, NoBroker
+    from lab.nodes import Broker, ContainerBroker, LocalBroker, NoBroker
+    from lab.waiting import until
     from stage import OWN, Stage
-    from waiting import until
 except ModuleNotFoundError as error:
     print(f"bench.py: no module {error.name!r}: pip install -r requirements-bench.txt", file=sys.stderr)
     sys.exit(2)
@@ -233,7 +233,7 @@ class Bench:
 
     def sender_memory(self, queue: str, *flags: str) -> float:
         """The most, in megabytes, that sender.py ever held."""
-        command = [sys.executable, str(ROOT / "tests/peak_memory.py"), "--quiet", *flags]
+        command = [sys.executable, str(ROOT / "scripts/lab/peak_memory.py"), "--quiet", *flags]
         return int(self.stage.run(command, self.stage.environment(queue)).splitlines()[-1]) / 1024
 
     def depth(self) -> None:

@@ -29,10 +29,10 @@ from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
-from brokers import Broker, Cluster, ContainerBroker, ContainerCluster, LocalBroker, LocalCluster, NoBroker
-from forwarder import Forwarder
+from lab.forwarder import Forwarder
+from lab.nodes import Broker, Cluster, ContainerBroker, ContainerCluster, LocalBroker, LocalCluster, NoBroker
 
 import worker
 from tasks import Progress, Task, generate

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from brokers import (
+from lab.forwarder import Forwarder
+from lab.nodes import (
     Broker,
     Cluster,
     ContainerBroker,
@@ -17,7 +18,6 @@ from brokers import (
     first_that_works,
     url_broker,
 )
-from forwarder import Forwarder
 from programs import Bench
 
 KINDS = ("url", "container", "local")

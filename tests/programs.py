@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brokers import ROOT, Broker
+from lab.nodes import ROOT, Broker
+from lab.waiting import until
 from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker
-from waiting import until
 
 DEFAULTS = {
     "QUEUE_TYPE": "classic",

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from brokers import ROOT
+from lab.nodes import ROOT
 from programs import Bench
 
 WITHOUT_PEERS = "import runpy, sys; sys.modules['celery'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"

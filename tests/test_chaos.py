@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from brokers import ROOT, Broker
+from lab.nodes import ROOT, Broker
 
 
 def test_a_short_run_loses_nothing(breakable_broker: Broker) -> None:

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 
 import pytest
-from brokers import Cluster
+from lab.nodes import Cluster
+from lab.waiting import until
 from programs import Bench
-from waiting import until
 
 QUORUM = {"QUEUE_TYPE": "quorum", "CONNECT_TIMEOUT_SECONDS": "60"}
 

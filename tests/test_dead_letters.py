@@ -12,12 +12,12 @@ import time
 from collections import Counter
 
 import pytest
-from brokers import ROOT
-from forwarder import Forwarder
+from lab.forwarder import Forwarder
+from lab.nodes import ROOT
+from lab.waiting import until
 from pika import BasicProperties
 from programs import Bench
 from test_faults import unacknowledged
-from waiting import until
 
 SCRIPT = "scripts/dead_letters.py"
 

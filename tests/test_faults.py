@@ -13,13 +13,13 @@ from typing import Any
 import pika.data
 import psutil
 import pytest
-from forwarder import Forwarder
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from lab.forwarder import Forwarder
+from lab.waiting import until
 from pika import BasicProperties
 from programs import Bench, Program
-from waiting import until
 
 import broker
 from tasks import BadTask, Task

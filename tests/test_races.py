@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from lab.waiting import until
 from pika import BlockingConnection
 from pika.adapters.blocking_connection import BlockingChannel
 from programs import Bench
-from waiting import until
 
 import broker
 import config

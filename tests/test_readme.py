@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from brokers import ROOT
+from lab.nodes import ROOT
+from lab.waiting import until
 from programs import Bench, copy_project
-from waiting import until
 
 import config
 
@@ -122,7 +122,7 @@ def test_every_other_command_is_run_by_a_check() -> None:
     names = (
         "tests/test_scripts.py",
         "tests/test_dead_letters.py",
-        "tests/brokers.py",
+        "scripts/lab/nodes.py",
         "tests/test_chaos.py",
         "tests/test_bench.py",
     )

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from brokers import ROOT, Broker, free_port
+from lab.nodes import ROOT, Broker, free_port
+from lab.waiting import until
 from programs import Bench, copy_project
-from waiting import until
 
 
 def run(command: str, environment: dict[str, str], seconds: float = 120) -> subprocess.CompletedProcess[str]:

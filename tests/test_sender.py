@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from lab.waiting import until
 from programs import Bench
-from waiting import until
 
 
 def test_the_demo_batch(bench: Bench) -> None:
@@ -311,7 +311,7 @@ def test_a_million_tasks_never_stand_in_memory(bench: Bench) -> None:
     """Measured with fewer; what grows with the number of tasks would show."""
     peaks = []
     for count in (10_000, 100_000):
-        sender = bench.start("tests/peak_memory.py", "--count", str(count), "--quiet")
+        sender = bench.start("scripts/lab/peak_memory.py", "--count", str(count), "--quiet")
         assert sender.wait(60) == 0
         peaks.append(int(sender.stdout.splitlines()[-1]))
     assert peaks[1] < 64 << 10

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from brokers import Broker, ContainerBroker, LocalBroker, free_port
-from forwarder import Forwarder
+from lab.forwarder import Forwarder
+from lab.nodes import Broker, ContainerBroker, LocalBroker, free_port
+from lab.waiting import until
 from programs import Bench
-from waiting import until
 
 
 class Certificates:

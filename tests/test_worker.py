@@ -16,11 +16,11 @@ from itertools import pairwise
 
 import psutil
 import pytest
-from brokers import ROOT
+from lab.nodes import ROOT
+from lab.waiting import until
 from pika import BasicProperties
 from programs import Bench
 from test_tasks import BAD_BODIES
-from waiting import until
 
 
 def test_the_text_of_the_tutorial(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from brokers import ROOT, Broker
+from lab.nodes import ROOT, Broker
 from pika.exceptions import ChannelClosedByBroker
 
 PEERS = Path(__file__).parent

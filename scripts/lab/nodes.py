@@ -18,9 +18,10 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
-from waiting import until
 
-ROOT = Path(__file__).parent.parent
+from lab.waiting import until
+
+ROOT = Path(__file__).parent.parent.parent
 IMAGE = "rabbitmq:4-management"
 DOCKER = shutil.which("docker")
 

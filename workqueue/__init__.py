@@ -1,0 +1,1 @@
+"""The machinery behind sender.py and worker.py, one role a file."""
