@@ -5,6 +5,7 @@ WORKDIR /app
 COPY requirements.txt .
 RUN pip install --no-cache-dir --require-hashes -r requirements.txt
 COPY *.py .
+COPY workqueue workqueue
 
 # no root, and no shell in between: SIGTERM reaches the worker itself
 RUN useradd --system worker

@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-Progress = Callable[[float, float], None]
-"""Called by a handler with (seconds done, seconds in all)."""
-
 
 class BadTask(ValueError):
     """A message body that is no task; the message says why."""
@@ -20,6 +17,30 @@ class BadTask(ValueError):
 
 class Reject(Exception):
     """Raised by a handler for a task that no further attempt can save: it is dead at once."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a task, as its handler sees it."""
+
+    number: int = 1
+    """1 for the first attempt."""
+    message_id: str | None = None
+    """The same for every attempt, if the sender has set one: what makes repeated work recognizable."""
+    redelivered: bool = False
+    """Whether the task was delivered before, so that it may have been begun before."""
+    progress: Callable[[float, float], None] = lambda done, total: None
+    """To be called with (done, total), in any unit."""
+    told_to_stop: Callable[[], bool] = lambda: False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker was told to stop, so that long work should put down where it is."""
+        return self.told_to_stop()
+
+
+Handler = Callable[["Task", Attempt], None]
+"""Returns: the task is done. Raises Reject: it is dead. Raises anything else: it gets another attempt."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +166,7 @@ def generate(count: int, seed: str | None = None, max_difficulty: int = 5) -> It
         yield Task(number, dice.choice(names), dice.randint(min(1, max_difficulty), max_difficulty))
 
 
-def simulate(task: Task, progress: Progress, seconds_per_difficulty: float) -> None:
+def simulate(task: Task, attempt: Attempt, seconds_per_difficulty: float) -> None:
     """The handler of the tutorial: sleeps in proportion to the difficulty.
 
     Work of more than a second reports its progress after every second and at its end.
@@ -158,4 +179,4 @@ def simulate(task: Task, progress: Progress, seconds_per_difficulty: float) -> N
         time.sleep(max(0.0, start + step - time.monotonic()))
         done = step
         if total > 1:
-            progress(done, total)
+            attempt.progress(done, total)

@@ -35,7 +35,7 @@ from lab.forwarder import Forwarder
 from lab.nodes import Broker, Cluster, ContainerBroker, ContainerCluster, LocalBroker, LocalCluster, NoBroker
 
 import worker
-from tasks import Progress, Task, generate
+from tasks import Attempt, Task, generate
 
 QUEUE = "chaos"
 SECONDS_PER_TASK = 0.05
@@ -224,7 +224,7 @@ class Chaos:
         return 1 if lost or not closing else 0
 
 
-def work(task: Task, progress: Progress) -> None:
+def work(task: Task, attempt: Attempt) -> None:
     """The handler of a chaos worker: a moment of work, then a line in the file of what is done."""
     time.sleep(SECONDS_PER_TASK)
     with open(os.environ["CHAOS_DONE_FILE"], "ab", buffering=0) as file:

@@ -20,14 +20,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pika import BasicProperties
-from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import NackError, UnroutableError
 
-import broker
 import config
 import tasks
 from config import Settings
-from output import OutputClosed, harmless, note, say
+from workqueue.confirms import Confirms
+from workqueue.connection import Channel
+from workqueue.dialing import dial
+from workqueue.errors import FAILURES, BrokerError, explain
+from workqueue.messages import copied
+from workqueue.queues import declare_queues
+from workqueue.streams import OutputClosed, harmless, note, say
 
 REASONS = ("x-error", "x-error-type", "x-worker", "x-failed-at", "x-attempts", "x-deliveries")
 
@@ -71,35 +74,37 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         settings = config.load({"TASK_QUEUE": ("--queue", arguments.queue)})
-        with broker.connect(settings, "dead_letters.py") as connection:
+        with dial(settings, "dead_letters.py") as connection:
             channel = connection.channel()
-            broker.declare_queues(channel, settings)
+            declare_queues(channel, settings)
             return int(arguments.run(channel, settings, arguments))
     except config.SettingError as error:
         note(f"dead_letters.py: {error}")
         return 2
-    except broker.BrokerError as error:
-        note(f"dead_letters.py: {error}")
-        return error.exit_code
+    except (*FAILURES, BrokerError) as error:
+        failure = explain(error, settings)
+        note(f"dead_letters.py: {failure}")
+        return failure.exit_code
     except (OutputClosed, KeyboardInterrupt) as error:
         note(f"dead_letters.py: {error or 'interrupted'}; what was not finished is in the dead queue as before")
         return 1
 
 
-def dead_tasks(channel: BlockingChannel, settings: Settings) -> Iterator[DeadTask]:
+def dead_tasks(channel: Channel, settings: Settings) -> Iterator[DeadTask]:
     """The tasks that are in the dead queue now, oldest first; what is not acknowledged goes back in the end.
 
     Only so many as there are at the start: a task that is replayed and dies again is not met a second time.
     """
-    count = channel.queue_declare(settings.dead_queue, passive=True).method.message_count
+    count = channel.queue_declare(settings.dead_queue, passive=True).message_count
     for position in range(1, count + 1):
-        method, properties, body = channel.basic_get(settings.dead_queue)
-        if method is None or properties is None or body is None:  # somebody else took it
+        found = channel.basic_get(settings.dead_queue)
+        if found is None:  # somebody else took it
             return
-        yield DeadTask(position, method.delivery_tag or 0, properties, body)
+        method, properties, body = found
+        yield DeadTask(position, method.delivery_tag, properties, body)
 
 
-def list_tasks(channel: BlockingChannel, settings: Settings, arguments: argparse.Namespace) -> int:
+def list_tasks(channel: Channel, settings: Settings, arguments: argparse.Namespace) -> int:
     count = 0
     for count, dead in enumerate(dead_tasks(channel, settings), start=1):  # noqa: B007
         say(f"{harmless(dead.id)}  {dead.what}")
@@ -109,7 +114,7 @@ def list_tasks(channel: BlockingChannel, settings: Settings, arguments: argparse
     return 0
 
 
-def show(channel: BlockingChannel, settings: Settings, arguments: argparse.Namespace) -> int:
+def show(channel: Channel, settings: Settings, arguments: argparse.Namespace) -> int:
     for dead in dead_tasks(channel, settings):
         if dead.id == arguments.id or f"#{dead.position}" == arguments.id:
             for name, value in sorted((dead.properties.headers or {}).items()):
@@ -129,7 +134,7 @@ def readable(body: bytes) -> str:
     return "\n".join(harmless(line, most=10_000) for line in text.split("\n"))
 
 
-def replay(channel: BlockingChannel, settings: Settings, arguments: argparse.Namespace) -> int:
+def replay(channel: Channel, settings: Settings, arguments: argparse.Namespace) -> int:
     channel.confirm_delivery()
     wanted = set(arguments.id or [])
     replayed = 0
@@ -139,11 +144,10 @@ def replay(channel: BlockingChannel, settings: Settings, arguments: argparse.Nam
         wanted.discard(dead.id)
         # counted, so that no worker takes it for what it had in hand before
         headers = {**dict.fromkeys(REASONS), "x-replays": dead.replays + 1}
-        message = broker.copied(dead.body, dead.properties, headers)
-        try:
-            channel.basic_publish("", settings.task_queue, message.body, message.properties, mandatory=True)
-        except (UnroutableError, NackError):
-            note(f"dead_letters.py: {settings.task_queue} does not take {harmless(dead.id)}: it stays dead")
+        message = copied(dead.body, dead.properties, headers, channel.connection.frame_max)
+        outcome = channel.publish_and_wait(settings.task_queue, message.body, message.properties)
+        if outcome != Confirms.CONFIRMED:
+            note(f"dead_letters.py: {settings.task_queue} does not take {harmless(dead.id)} ({outcome}): it stays dead")
             return 1
         channel.basic_ack(dead.tag)  # only now that the copy is confirmed: in between there are two, never none
         replayed += 1
@@ -154,7 +158,7 @@ def replay(channel: BlockingChannel, settings: Settings, arguments: argparse.Nam
     return 1 if wanted else 0
 
 
-def purge(channel: BlockingChannel, settings: Settings, arguments: argparse.Namespace) -> int:
+def purge(channel: Channel, settings: Settings, arguments: argparse.Namespace) -> int:
     held = [dead.tag for dead in dead_tasks(channel, settings)]  # what dies from now on is not deleted unseen
     if held and not arguments.yes:
         if not sys.stdin.isatty():

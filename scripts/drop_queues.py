@@ -7,12 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import broker
 import config
+from workqueue.dialing import dial
 
 if __name__ == "__main__":
     settings = config.load()
-    with broker.connect(settings, "drop_queues.py") as connection:
+    with dial(settings, "drop_queues.py") as connection:
         channel = connection.channel()
         retry_queues = [settings.retry_queue(delay) for delay in settings.retry_delays]
         for queue in (settings.task_queue, *retry_queues, settings.dead_queue):

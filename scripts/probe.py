@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pika import PlainCredentials
 
-import broker
 import config
+from workqueue.dialing import dial, parameters
+from workqueue.errors import BrokerError, Refused
 
 
 def main(question: str, seconds: str = "0", other_port: str = "") -> int:
@@ -31,7 +32,7 @@ def main(question: str, seconds: str = "0", other_port: str = "") -> int:
         return 2
     url = settings.rabbitmq_urls[0]
     if question == "url":
-        parts = broker.parameters(settings, url, "probe")
+        parts = parameters(settings, url, "probe")
         credentials = parts.credentials
         assert isinstance(credentials, PlainCredentials)
         facts = {
@@ -50,12 +51,12 @@ def main(question: str, seconds: str = "0", other_port: str = "") -> int:
     deadline = time.monotonic() + float(seconds)
     while True:
         try:
-            with broker.connect(replace(settings, rabbitmq_urls=(url,), connect_timeout_seconds=5.0), "probe"):
+            with dial(replace(settings, rabbitmq_urls=(url,), connect_timeout_seconds=5.0), "probe"):
                 return 0
-        except broker.Refused as error:
+        except Refused as error:
             print(error, file=sys.stderr)
             return 4
-        except broker.BrokerError:
+        except BrokerError:
             if time.monotonic() >= deadline:
                 return 3
             time.sleep(0.1)

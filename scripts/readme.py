@@ -27,7 +27,8 @@ def help_of(program: str) -> str:
 def settings_table() -> str:
     rows = ["| variable | default | meaning | allowed |", "| --- | --- | --- | --- |"]
     for variable in config.VARIABLES:
-        default = f"`{variable.default}`" if variable.default else "the concurrency"
+        without = "the concurrency" if variable.name == "PREFETCH_COUNT" else "none"
+        default = f"`{variable.default}`" if variable.default else without
         rows.append(f"| `{variable.name}` | {default} | {variable.meaning} | {variable.allowed} |")
     return "\n{}\n".format("\n".join(rows))
 

@@ -11,28 +11,28 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import worker
-from tasks import Progress, Reject, Task
+from tasks import Attempt, Reject, Task
 
 
-def cpu_bound(task: Task, progress: Progress) -> None:
+def cpu_bound(task: Task, attempt: Attempt) -> None:
     """Pure Python for `difficulty` seconds: never sleeps, never lets go of the interpreter by itself."""
     until = time.monotonic() + task.difficulty
     while time.monotonic() < until:
         sum(range(1000))
 
 
-def fail(task: Task, progress: Progress) -> None:
+def fail(task: Task, attempt: Attempt) -> None:
     raise RuntimeError(f"no luck with {task.task}")
 
 
-def fail_once(task: Task, progress: Progress) -> None:
+def fail_once(task: Task, attempt: Attempt) -> None:
     marker = Path(f"failed-{task.id}")
     if not marker.exists():
         marker.touch()
         raise RuntimeError("not at first")
 
 
-def fail_unspeakably(task: Task, progress: Progress) -> None:
+def fail_unspeakably(task: Task, attempt: Attempt) -> None:
     class Unspeakable(Exception):
         def __str__(self) -> str:
             raise ValueError("no words")
@@ -44,15 +44,15 @@ def fail_unspeakably(task: Task, progress: Progress) -> None:
     raise Unspeakable if task.task == "unspeakable" else RuntimeError(os.fsdecode(b"\xff"))
 
 
-def reject(task: Task, progress: Progress) -> None:
+def reject(task: Task, attempt: Attempt) -> None:
     raise Reject("never going to work")
 
 
-def leave(task: Task, progress: Progress) -> None:
+def leave(task: Task, attempt: Attempt) -> None:
     sys.exit("a handler that ends the program")
 
 
-def kill_worker(task: Task, progress: Progress) -> None:
+def kill_worker(task: Task, attempt: Attempt) -> None:
     """What a segmentation fault or the out-of-memory killer does."""
     if task.task == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -18,6 +18,8 @@ from lab.waiting import until
 from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker
 
+import workqueue.values  # noqa: F401  # so that tests, too, can read any header
+
 DEFAULTS = {
     "QUEUE_TYPE": "classic",
     "CONCURRENCY": "1",
@@ -76,9 +78,8 @@ class Program:
 
 def copy_project(folder: Path) -> None:
     """A copy of what a user of the project needs, without what git ignores."""
-    for path in (
-        path for name in ("*.py", "*.yml", "scripts/*", "requirements*.txt", ".env.example") for path in ROOT.glob(name)
-    ):
+    names = ("*.py", "workqueue/*.py", "*.yml", "scripts/*", "requirements*.txt", ".env.example")
+    for path in (path for name in names for path in ROOT.glob(name)):
         if path.is_file():
             target = folder / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)

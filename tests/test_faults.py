@@ -21,7 +21,6 @@ from lab.waiting import until
 from pika import BasicProperties
 from programs import Bench, Program
 
-import broker
 from tasks import BadTask, Task
 
 
@@ -82,19 +81,17 @@ def test_a_broker_that_takes_connections_and_says_nothing_is_waited_for(breakabl
     sender = breakable.start("sender.py", CONNECT_TIMEOUT_SECONDS="1")
     assert sender.wait() == 3
     assert "(Connection timed out): is it running" in sender.stderr
-    assert sender.stderr.count("\n") == 1
     link.flow()
     breakable.send("--quiet")
     worker.wait_for("task_completed", 8)
     assert "Traceback" not in worker.stderr
 
 
-def test_a_sender_whose_second_connection_says_nothing_makes_a_third(breakable: Bench, link: Forwarder) -> None:
-    """The first only declares the queue, the second is to publish."""
-    link.silent = [False, True]
-    sender = breakable.start("sender.py", "--count", "100", "--quiet", CONNECT_TIMEOUT_SECONDS="2")
+def test_the_next_of_several_brokers_is_tried_when_one_says_nothing(breakable: Bench, link: Forwarder) -> None:
+    link.silent = [True]
+    urls = f"{breakable.url},{breakable.broker.url}"
+    sender = breakable.start("sender.py", "--count", "100", "--quiet", CONNECT_TIMEOUT_SECONDS="2", RABBITMQ_URL=urls)
     assert sender.wait(20) == 0
-    assert sender.stderr == "Connection lost (Connection timed out): connecting again.\n"
     assert breakable.ready() == 100
 
 
@@ -217,8 +214,7 @@ def test_a_killed_broker_loses_nothing_that_was_confirmed(breakable: Bench) -> N
 
 @pytest.mark.parametrize("prefetch", [1, 20])
 def test_after_a_crash_of_the_broker_a_backlog_is_worked_on_at_once(breakable: Bench, prefetch: int) -> None:
-    """A classic queue then calls everything redelivered. Only the first few are put back to be counted."""
-    counted = max(10, prefetch)
+    """A classic queue then calls everything redelivered. All keep their place."""
     breakable.send("--count", "100", "--max-difficulty", "0", "--quiet")
     breakable.broker.keep_queues()
     breakable.broker.kill()
@@ -226,8 +222,7 @@ def test_after_a_crash_of_the_broker_a_backlog_is_worked_on_at_once(breakable: B
     until(lambda: breakable.ready() == 100, "the broker to have kept what it confirmed")
     worker = breakable.worker("--prefetch", str(prefetch))
     worker.wait_for("task_completed", 100)
-    order = [*range(counted + 1, 101), *range(1, counted + 1)]
-    assert [event["id"] for event in worker.events("task_started")] == order
+    assert [event["id"] for event in worker.events("task_started")] == list(range(1, 101))
 
 
 @pytest.mark.parametrize("alarm", ["memory", "disk"])
@@ -269,12 +264,11 @@ def test_an_interrupted_sender_waits_for_what_is_on_its_way(breakable: Bench) ->
 
 
 def test_in_an_alarm_a_failed_task_waits_in_hand_and_is_not_lost(breakable: Bench) -> None:
-    url = f"{breakable.url}?blocked_connection_timeout=1"  # so that the worker says soon that it waits
     breakable.send("--task", "x", "--difficulty", "0", "--quiet")
     try:
         breakable.broker.ctl("set_vm_memory_high_watermark", "0.00001")
-        worker = breakable.handling("reject", RABBITMQ_URL=url)
-        until(lambda: "cannot put a task into" in worker.stderr, "the worker to say that it waits")
+        worker = breakable.handling("reject")
+        until(lambda: "out of memory or disk" in worker.stderr, "the worker to say that it waits")
         assert unacknowledged(breakable) == 1
         assert breakable.ready(breakable.dead) == 0
     finally:
@@ -443,7 +437,7 @@ def test_a_dead_queue_that_is_missing_or_full_costs_no_task(breakable: Bench) ->
     breakable.publish(b"no task either")
     breakable.publish(b"nor this")
     worker = breakable.worker(QUEUE_TYPE="existing")
-    until(lambda: "refused a message" in worker.stderr, "the worker to say so")
+    until(lambda: "(refused)" in worker.stderr, "the worker to say so")
     found: list[bytes] = []
     while len(found) < 3:
         found += [body for _, body in breakable.take_dead(1)]
@@ -458,33 +452,6 @@ def test_a_dead_queue_that_was_deleted_is_made_again(breakable: Bench) -> None:
         channel.queue_delete(breakable.dead)
     breakable.publish(b"no task either")
     breakable.take_dead(1)
-
-
-def test_a_copy_keeps_what_describes_it_and_drops_what_would_divert_it() -> None:
-    kept: dict[str, Any] = {
-        "content_type": "a/b",
-        "content_encoding": "gzip",
-        "priority": 3,
-        "correlation_id": "c",
-        "reply_to": "r",
-        "message_id": "m",
-        "timestamp": 7,
-        "type": "t",
-        "app_id": "app",
-    }
-    headers: Any = {"CC": ["q"], "BCC": ["q"], "x-delivery-count": 2, "kept": 1, "gone": 1}
-    original = BasicProperties(**kept, headers=headers, user_id="me", expiration="9", delivery_mode=1, cluster_id="c")
-    made = broker.copied(b"x", original, {"new": 2, "gone": None}).properties
-    assert made == BasicProperties(**kept, headers={"kept": 1, "new": 2}, delivery_mode=2)
-
-
-def test_no_idle_connection_is_left_during_a_handler(breakable: Bench) -> None:
-    worker = breakable.worker("--id", "Worker-of-this-test", SECONDS_PER_DIFFICULTY="3")
-    breakable.publish(b"no task")
-    breakable.publish(b'{"id": 1, "task": "x", "difficulty": 1}')
-    worker.wait_for("task_started")
-    time.sleep(0.3)
-    assert breakable.broker.ctl("list_connections", "client_properties").count("Worker-of-this-test") == 1
 
 
 def test_every_queue_is_durable(breakable: Bench) -> None:

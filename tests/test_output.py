@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from output import bar, harmless, say, stars
+from workqueue.events import bar, stars
+from workqueue.streams import harmless
 
 
 @given(st.text(st.characters(exclude_categories=())))
@@ -21,19 +22,6 @@ def test_nothing_but_visible_characters_is_shown(text: str) -> None:
 def test_escapes_newlines_and_direction_marks_are_spelled_out() -> None:
     assert harmless("a\x1b[2Jb\nc\u202ed\x07") == r"a\x1b[2Jb\nc\u202ed\x07"
     assert harmless("Größe 你好 ⭐ שלום") == "Größe 你好 ⭐ שלום"
-
-
-def test_a_line_is_written_whole_even_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[bytes] = []
-
-    def write_three(file: int, data: bytes) -> int:
-        written.append(data[:3])
-        return len(data[:3])
-
-    monkeypatch.setattr("os.write", write_three)
-    say("hello, world")
-    monkeypatch.undo()
-    assert b"".join(written) == b"hello, world\n"
 
 
 def test_a_long_text_is_cut() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import DEMO_BATCH, BadTask, Task, generate, simulate
+from tasks import DEMO_BATCH, Attempt, BadTask, Task, generate, simulate
 
 BAD_BODIES = {
     "empty": b"",
@@ -125,8 +125,9 @@ def test_generated_tasks_are_the_same_for_the_same_seed() -> None:
 
 def test_simulated_work_reports_each_second_and_the_end() -> None:
     seen: list[tuple[float, float]] = []
-    simulate(Task(1, "x", 2.25), lambda done, total: seen.append((done, total)), 1.0)
+    attempt = Attempt(progress=lambda done, total: seen.append((done, total)))
+    simulate(Task(1, "x", 2.25), attempt, 1.0)
     assert seen == [(1.0, 2.25), (2.0, 2.25), (2.25, 2.25)]
     seen.clear()
-    simulate(Task(1, "x", 1), lambda done, total: seen.append((done, total)), 0.05)
+    simulate(Task(1, "x", 1), attempt, 0.05)
     assert seen == []

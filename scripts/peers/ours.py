@@ -10,12 +10,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from recorder import Recorder
 
 import worker
-from tasks import Progress, Task
+from tasks import Attempt, Task
 
 record = Recorder()
 
 
-def handle(task: Task, progress: Progress) -> None:
+def handle(task: Task, attempt: Attempt) -> None:
     record(task.payload["sent"] if task.payload else 0.0)
 
 

@@ -1,0 +1,456 @@
+"""One connection to a broker, which every thread may use: sender, worker, copies and scripts have no other.
+
+    any thread ── basic_ack(7) ──►  calls  ──► the connection's thread ──► socket ──► broker
+    any thread ◄─ queue_declare() returns ──────────┘   └──► callbacks: deliveries, confirms, ends; they must not wait
+
+A thread of the connection's own does all reading and writing, so that heartbeats are answered however long anybody
+else takes. The methods have the names that pika's next major version gives to a connection of this kind.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from pika import BasicProperties, URLParameters
+from pika.adapters.select_connection import IOLoop
+from pika.exceptions import AMQPError
+from pika.spec import Basic
+
+from workqueue.acknowledgements import Acknowledgements
+from workqueue.confirms import Confirms, OnConfirm
+from workqueue.errors import BrokerError, Stopped
+from workqueue.wire import Wire
+
+SHORT_SECONDS = 0.001  # what comes of a delivery within so long is waited for, which is quicker than to be woken for it
+CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to stop
+CLOSE_SECONDS = 5.0  # how long a broker has to say good-bye
+CANCELLED = "the broker cancelled the consumer, as it does when the queue is deleted or its node goes"
+
+T = TypeVar("T")
+Call = Callable[[], Any]
+OnMessage = Callable[["Channel", Any, BasicProperties, bytes], None]
+
+open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def never() -> bool:
+    return False
+
+
+def wait_for(future: Future[T], interrupted: Callable[[], bool]) -> T:
+    """The result. Raises Stopped as soon as `interrupted` says so, and whatever the future holds."""
+    while True:
+        try:
+            return future.result(CHECK_SECONDS)
+        except TimeoutError:
+            if future.done():
+                return future.result()
+            if interrupted():
+                future.cancel()
+                raise Stopped from None
+
+
+def _settle(future: Future[Any], answer: Any, error: BaseException | None = None) -> None:
+    with suppress(InvalidStateError):  # nobody waits any more
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)
+
+
+class _Loop(IOLoop):
+    """pika's loop, which other threads wake once for many calls."""
+
+    def __init__(self) -> None:
+        self.calls: SimpleQueue[Call] = SimpleQueue()
+        self._asleep = False
+        super().__init__()
+
+    def submit(self, call: Call) -> None:
+        """From any thread, and from a signal handler."""
+        self.calls.put(call)
+        if self._asleep:
+            self._asleep = False
+            with suppress(OSError):  # somebody has closed our descriptors: the loop finds that out by itself
+                self.add_callback_threadsafe(never)  # only to wake it
+
+    def _get_remaining_interval(self) -> float | None:
+        self._asleep = True  # pika asks this right before it sleeps
+        if self.calls.empty():
+            return super()._get_remaining_interval()  # type: ignore[misc,no-any-return]
+        self._asleep = False
+        return 0
+
+    def make_calls(self, patience: float) -> None:
+        """Makes the calls of other threads; if there is none, those that come within `patience` seconds."""
+        with suppress(Empty):
+            call = self.calls.get(timeout=patience) if patience else self.calls.get_nowait()
+            for _ in range(self.calls.qsize()):  # what comes meanwhile has to wait, so that the socket has its turn
+                call()
+                call = self.calls.get_nowait()
+            call()
+
+
+class Connection:
+    """Opened when the constructor returns. Raises what pika raises where that fails; see `dialing.dial`.
+
+    `interrupted` is asked while a method waits for the broker: when it says yes, the method raises Stopped.
+    """
+
+    def __init__(self, parameters: URLParameters, interrupted: Callable[[], bool] = never) -> None:
+        self.interrupted = interrupted
+        self.reason: BaseException | None = None  # why it has ended
+        self.blocked = False  # the broker is out of memory or disk, and takes nothing from those who publish
+        self.on_blocked: Callable[[bool], None] = lambda blocked: None
+        self._channels: list[Channel] = []
+        self._ended = threading.Event()
+        self._opened: Future[None] = Future()
+        self._loop = _Loop()
+        self._wire = Wire(parameters, self._loop, self._on_open, self._on_end)
+        self._wire.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
+        self._wire.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
+        self._delivered = False
+        self.thread = threading.Thread(target=self._run, name="connection", daemon=True)
+        self.thread.start()
+        open_connections.add(self)
+        wait_for(self._opened, never)  # pika's own time-outs bound this
+
+    # For any thread
+
+    @property
+    def is_open(self) -> bool:
+        return self.reason is None
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes in a frame at most."""
+        return int(self._wire.params.frame_max)
+
+    def channel(self) -> Channel:
+        """A new channel. Raises the reason if the connection ends first."""
+        return Channel(self)
+
+    def close(self) -> None:
+        """Writes what is to be written, says good-bye, and ends the connection's thread. Never raises."""
+        self.submit(self._close)
+        if threading.current_thread() is not self.thread and not self._ended.wait(CLOSE_SECONDS):
+            self.abort()
+
+    def abort(self) -> None:
+        """Ends it at once, for every process that has inherited its socket."""
+        with suppress(OSError, AttributeError):
+            self._wire.socket.shutdown(socket.SHUT_RDWR)
+
+    def forget_socket(self) -> None:
+        """For a child process: the parent's connection must end when the parent closes it."""
+        with suppress(OSError, AttributeError):
+            self._wire.socket.close()
+
+    def submit(self, call: Call) -> None:
+        """Has the connection's thread make a call; it is dropped if the connection has ended."""
+        self._loop.submit(call)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # On the connection's thread
+
+    def _run(self) -> None:
+        loop = self._loop
+        try:
+            loop.activate_poller()
+            while not self._ended.is_set():
+                loop.poll()
+                loop.process_timeouts()
+                delivered, self._delivered = self._delivered, False
+                loop.make_calls(SHORT_SECONDS if delivered else 0)
+                for channel in self._channels:
+                    channel.write_acknowledgements()
+                self._wire.flush()
+        except BaseException as error:  # whatever it was, nobody answers heartbeats any more
+            self._on_end(self._wire, error)
+        finally:
+            with suppress(Exception):
+                loop.deactivate_poller()
+            with suppress(Exception):
+                self._wire.socket.close()
+            with suppress(Exception):
+                loop.close()
+
+    def _on_open(self, wire: Wire) -> None:
+        self._opened.set_result(None)
+
+    def _on_end(self, wire: Wire, reason: BaseException) -> None:
+        """The connection is gone, for whatever reason, or has never come about."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        for channel in self._channels:
+            channel.end(reason)
+        self._ended.set()
+        if not self._opened.done():
+            self._opened.set_exception(reason)
+
+    def _close(self) -> None:
+        for channel in self._channels:
+            channel.write_acknowledgements()
+        if self._wire.is_open:
+            self._wire.close()
+        elif not self._wire.is_closing:
+            self._on_end(self._wire, BrokerError("closed"))
+
+    def _set_blocked(self, blocked: bool) -> None:
+        self.blocked = blocked
+        self.on_blocked(blocked)
+
+    def _add(self, channel: Channel) -> None:
+        self._channels = [*(known for known in self._channels if known.is_open), channel]
+
+    def _has_delivered(self) -> None:
+        self._delivered = True
+
+
+class Channel:
+    """A channel, with the blocking methods of AMQP for any thread.
+
+    Those that wait for an answer raise the reason if the channel or the connection ends first. `basic_ack`,
+    `basic_nack` and `basic_publish` do not wait, and do nothing on a channel that has ended.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.reason: BaseException | None = None  # why it has ended
+        self.on_end: Callable[[], None] = lambda: None  # called on the connection's thread
+        self.acknowledgements = Acknowledgements(self._write_ack, connection._loop.call_later, self._ask)
+        self._confirms: Confirms | None = None
+        self._waiting: set[Future[Any]] = set()
+        self._guard = threading.Lock()  # of what waits
+        self._got_nothing: Callable[[Any], None] = lambda answer: None
+        self._prefetch_count = 0
+        self._wire: Any = None
+        self._rpc(self._open)
+
+    # For any thread
+
+    @property
+    def is_open(self) -> bool:
+        return self.reason is None and self.connection.is_open
+
+    def basic_qos(self, prefetch_count: int) -> None:
+        """For the consumers that start from now on."""
+        self._prefetch_count = prefetch_count
+        self._rpc(lambda done: self._wire.basic_qos(prefetch_count=prefetch_count, callback=done))
+
+    def basic_consume(self, queue: str, on_message_callback: OnMessage, consumer_tag: str = "") -> None:
+        """`on_message_callback(channel, method, properties, body)` runs on the connection's thread: it must not wait.
+
+        The end of the consumer on the broker's side ends the channel.
+        """
+
+        def deliver(wire: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+            self.acknowledgements.delivered(method.delivery_tag)
+            self.connection._has_delivered()
+            on_message_callback(self, method, properties, body)
+
+        self._rpc(
+            lambda done: self._wire.basic_consume(queue, deliver, consumer_tag=consumer_tag or None, callback=done)
+        )
+
+    def basic_cancel(self, consumer_tag: str) -> None:
+        """Returns when nothing more is delivered, and what was on its way has been."""
+
+        def cancel(done: Callable[[Any], None]) -> None:
+            if consumer_tag in self._wire.consumer_tags:
+                self._wire.basic_cancel(consumer_tag, callback=done)
+            else:
+                done(None)
+
+        self._rpc(cancel)
+
+    def basic_get(self, queue: str) -> tuple[Any, BasicProperties, bytes] | None:
+        """One message of the queue, to be acknowledged, or None if it is empty."""
+
+        def get(done: Callable[[Any], None]) -> None:
+            def got(wire: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
+                self.acknowledgements.delivered(method.delivery_tag)
+                done((method, properties, body))
+
+            self._got_nothing = done
+            self._wire.basic_get(queue, got)
+
+        found: tuple[Any, BasicProperties, bytes] | None = self._rpc(get)
+        return found
+
+    def basic_ack(self, delivery_tag: int) -> None:
+        self.connection.submit(partial(self.acknowledgements.add, delivery_tag))
+
+    def basic_nack(self, delivery_tag: int, requeue: bool = True) -> None:
+        def nack() -> None:
+            self.acknowledgements.drop(delivery_tag)
+            self._wire.basic_nack(delivery_tag, requeue=requeue)
+
+        self._submit(nack)
+
+    def basic_publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: BasicProperties | None = None,
+        mandatory: bool = False,
+        on_confirm: OnConfirm | None = None,
+    ) -> None:
+        """With `confirm_delivery`, `on_confirm` is called once, on the connection's thread, with what became of it."""
+
+        def publish() -> None:
+            if not self.is_open:
+                if on_confirm:
+                    on_confirm(Confirms.LOST)
+                return
+            try:
+                self._wire.basic_publish(exchange, routing_key, body, properties, mandatory)
+            except (AMQPError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+                if on_confirm:  # pika cannot encode it
+                    on_confirm(f"cannot be sent: {error or type(error).__name__}")
+                return
+            if on_confirm and self._confirms:
+                self._confirms.published(on_confirm, properties, body)
+
+        if threading.current_thread() is self.connection.thread:
+            publish()
+        else:
+            self.connection.submit(publish)
+
+    def publish_and_wait(self, queue: str, body: bytes, properties: BasicProperties | None = None) -> str:
+        """Publishes to a queue, waits for the broker's answer, and returns it: see `confirms`."""
+        outcome: str = self._rpc(lambda done: self.basic_publish("", queue, body, properties, True, done))
+        return outcome
+
+    def confirm_delivery(self) -> None:
+        """From now on the broker answers for every message that is published here."""
+        confirms = Confirms()
+
+        def confirm(done: Callable[[Any], None]) -> None:
+            self._wire.add_on_return_callback(confirms.on_return)
+            self._wire.confirm_delivery(confirms.on_answer, callback=done)
+
+        self._rpc(confirm)
+        self._confirms = confirms
+
+    def queue_declare(
+        self, queue: str, passive: bool = False, durable: bool = False, arguments: dict[str, Any] | None = None
+    ) -> Any:
+        """An answer with `message_count` (ready) and `consumer_count`."""
+        return self._rpc(
+            lambda done: self._wire.queue_declare(
+                queue, passive=passive, durable=durable, arguments=arguments, callback=done
+            )
+        )
+
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False) -> None:
+        self._rpc(lambda done: self._wire.queue_delete(queue, if_unused=if_unused, if_empty=if_empty, callback=done))
+
+    def queue_delete_later(self, queue: str) -> None:
+        """Does not wait for the broker."""
+        self._submit(lambda: self._wire.queue_delete(queue))
+
+    def close(self) -> None:
+        """Gives back what was delivered here and is not settled."""
+        with suppress(AMQPError, BrokerError):
+            self._rpc(self._close)
+
+    def _rpc(self, ask: Callable[[Callable[[Any], None]], Any]) -> Any:
+        """Has `ask(done)` called on the connection's thread, and waits until `done` is."""
+        future: Future[Any] = Future()
+
+        def settle(answer: Any, error: BaseException | None = None) -> None:
+            with self._guard:
+                self._waiting.discard(future)
+            _settle(future, getattr(answer, "method", answer), error)
+
+        def call() -> None:
+            try:
+                ask(settle)
+            except Exception as error:
+                settle(None, self.reason or error)
+
+        with self._guard:
+            self._waiting.add(future)
+        self._submit(call)
+        if not self.is_open:  # it may have ended before it was to make this call
+            settle(None, self._why())
+        return wait_for(future, self.connection.interrupted)
+
+    def _why(self) -> BaseException:
+        return self.reason or self.connection.reason or BrokerError("the channel has ended")
+
+    def _submit(self, call: Call) -> None:
+        """After the acknowledgements that were asked for before it."""
+
+        def in_order() -> None:
+            self.write_acknowledgements()
+            with suppress(AMQPError):  # the channel has ended, and says why by itself
+                call()
+
+        self.connection.submit(in_order)
+
+    # On the connection's thread
+
+    def _open(self, done: Callable[[Any], None]) -> None:
+        if not self.connection.is_open:
+            raise self._why()
+
+        def opened(wire: Any) -> None:
+            wire.add_on_close_callback(lambda _, reason: self.end(reason))
+            wire.add_on_cancel_callback(lambda _: self._cancelled())
+            wire.add_callback(lambda _: self._got_nothing(None), [Basic.GetEmpty], one_shot=False)
+            done(None)
+
+        self.connection._add(self)
+        self._wire = self.connection._wire.channel(on_open_callback=opened)
+
+    def _close(self, done: Callable[[Any], None]) -> None:
+        if self._wire.is_open:
+            self._wire.add_on_close_callback(lambda *_: done(None))
+            self._wire.close()
+        else:
+            done(None)
+
+    def _cancelled(self) -> None:
+        self.end(BrokerError(CANCELLED))
+        self._wire.close()
+
+    def end(self, reason: BaseException) -> None:
+        if self.reason is not None:
+            return
+        self.reason = reason
+        with self._guard:
+            waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            _settle(future, None, reason)
+        if self._confirms:
+            self._confirms.lost()
+        self.on_end()
+
+    def write_acknowledgements(self) -> None:
+        if self._wire is not None and self._wire.is_open:
+            self.acknowledgements.write()
+
+    def _write_ack(self, delivery_tag: int, multiple: bool) -> None:
+        self._wire.basic_ack(delivery_tag, multiple)
+
+    def _ask(self, answered: Callable[[], None]) -> None:
+        """Anything that the broker answers, and that changes nothing."""
+        with suppress(AMQPError):
+            self._wire.basic_qos(prefetch_count=self._prefetch_count, callback=lambda _: answered())

@@ -1,0 +1,56 @@
+"""Signals, child processes of handlers, and the end of a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from workqueue.connection import open_connections
+from workqueue.streams import note
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LEFTOVERS_SECONDS = 2.0  # how long an ending process waits for what handlers have left running
+
+OnSignal = Callable[[int, FrameType | None], None]
+
+
+def on_stop_signal(handle: OnSignal) -> None:
+    """Has SIGTERM and SIGINT handled, in this process and not in those that handlers fork."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, handle)
+    os.register_at_fork(after_in_child=_be_a_plain_child)
+
+
+def _be_a_plain_child() -> None:
+    """What a handler forks ends at a signal like any other process, and does not hold the link to the broker open."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for connection in list(open_connections):
+        connection.forget_socket()
+
+
+def end_at_once(line: str) -> None:
+    """Ends the process with exit code 1. The broker takes back what it had delivered."""
+    for connection in list(open_connections):
+        connection.abort()
+    note(line)
+    os._exit(1)
+
+
+def end(exit_code: int) -> int:
+    """For the last line of a program: its exit code, which it will have.
+
+    Python waits for threads and child processes that handlers have left running. A worker does not wait for long.
+    """
+
+    def leave() -> None:
+        time.sleep(LEFTOVERS_SECONDS)
+        note("what a handler has left running does not end: left without it")
+        os._exit(exit_code)
+
+    threading.Thread(target=leave, daemon=True).start()
+    return exit_code
