@@ -291,6 +291,7 @@ if what == "check":
         while state(queue).consumer_count and time.monotonic() < patience:
             time.sleep(0.05)
         if state(queue).consumer_count:
+            connection.close()
             print(f"run.sh: somebody works on {queue}: stop that worker first", file=sys.stderr)
             sys.exit(2)
     drop()
