@@ -42,11 +42,11 @@ break_1() {
   wait_for worker "^pasta begun" 1
   kill_last
   show worker
-  local done never
-  done=$(count worker ' done$')
+  local finished never
+  finished=$(count worker ' done$')
   never=$((5 - $(left 3) - $(count worker ' begun$')))
   [ "$never" -ge 0 ] || never=0 # what was begun may be back in the queue
-  say "lost $((5 - done - $(left))) of 5 ($never of them never begun)"
+  say "lost $((5 - finished - $(left))) of 5 ($never of them never begun)"
 }
 
 break_2() {

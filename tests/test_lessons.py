@@ -108,7 +108,7 @@ def test_a_lesson_is_the_one_before_and_its_marked_lines(number: int) -> None:
     assert 1 <= len(new) <= MOST_NEW
     assert replaced <= MOST_REPLACED
     marks = re.findall(r"  # (\d)(?:: |$)", "\n".join(now), re.MULTILINE)
-    assert {int(mark) for mark in marks} == set(range(2, number + 1))
+    assert max(marks) == str(number)
 
 
 # That each breaks, and the next one does not
@@ -146,6 +146,19 @@ def test_every_break_breaks_and_every_mend_holds(command: str, printed: dict[str
     assert len(verdicts) == 1, printed[command]
     values = verdicts[0] if isinstance(verdicts[0], tuple) else verdicts
     assert (mended if "--mended" in command else broken)(*values), printed[command]
+
+
+@pytest.mark.parametrize("lesson", LESSONS[1:6], ids=lambda lesson: lesson.stem)
+def test_a_task_that_fails_is_not_acknowledged(lesson: Path, breakable: Bench, tmp_path: Path) -> None:
+    """It ends the worker, which gives it back, until lesson 7 knows better."""
+    queue = f"lesson-{lesson.name[0]}"
+    assert start(f"python {lesson} send cake:burnt", breakable.broker, tmp_path).wait() == 0
+    worker = start(f"python {lesson} work", breakable.broker, tmp_path)
+    breakable.programs.append(worker)
+    assert worker.wait() == 1, worker.describe()
+    until(lambda: breakable.ready(queue) == 1, "the task to be back")
+    with breakable.broker.channel() as channel:
+        channel.queue_delete(queue)
 
 
 def test_a_worker_of_lesson_7_connects_again_and_stops_when_told(printed: dict[str, str]) -> None:
@@ -249,7 +262,7 @@ def test_the_other_console_blocks_do_what_they_show(breakable: Bench, tmp_path: 
 
 def test_what_the_readme_has_run_is_shown_too() -> None:
     for text in re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
-        for command in text.splitlines():
+        for command in (line.partition("#")[0].strip() for line in text.splitlines()):
             assert f"\n$ {command}\n" in README or command in ("./scripts/broker.sh up", "source .venv/bin/activate")
 
 
