@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def message(task: Task) -> Message:
     """The message that carries a task. Published a second time, it keeps its `message_id`."""
+    label = f"{harmless(task.task)} (difficulty: {task.difficulty:g}) (id: {harmless(str(task.id), most=40)})"
     properties = BasicProperties(
         delivery_mode=DeliveryMode.Persistent,
         content_type="application/json",
@@ -58,7 +59,7 @@ def message(task: Task) -> Message:
         timestamp=int(time.time()),
         app_id="sender.py",
     )
-    return Message(task.encode(), properties, f"{harmless(task.task)} (difficulty: {task.difficulty:g})")
+    return Message(task.encode(), properties, label)
 
 
 def publish(to_send: Iterator[Task], queue: str, publisher: Publisher, report: SendReport) -> None:

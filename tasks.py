@@ -39,10 +39,6 @@ class Attempt:
         return self.told_to_stop()
 
 
-Handler = Callable[["Task", Attempt], None]
-"""Returns: the task is done. Raises Reject: it is dead. Raises anything else: it gets another attempt."""
-
-
 @dataclass(frozen=True)
 class Task:
     """A piece of work. On the wire: `{"id": 1, "task": "Process image resize", "difficulty": 3}`, in UTF-8."""
@@ -85,13 +81,11 @@ class Task:
         for name in ("id", "task", "difficulty"):
             if name not in members:
                 raise BadTask(f"has no {name!r}")
-        return cls(
-            id=_checked_id(members.pop("id")),
-            task=_checked_name(members.pop("task")),
-            difficulty=_checked_difficulty(members.pop("difficulty")),
-            payload=_checked_payload(members.pop("payload", None)),
-            extra=members,
-        )
+        checked = {name: members.pop(name, None) for name in _MEMBERS}
+        for name, (is_valid, wanted) in _MEMBERS.items():
+            if not is_valid(checked[name]):
+                raise BadTask(f"{name!r} is {_kind(checked[name])}: it must be {wanted}")
+        return cls(**checked, extra=members)
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -114,33 +108,19 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _checked_id(value: Any) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise BadTask(f"'id' is {_kind(value)}: it must be an integer or a string")
-    return value
-
-
-def _checked_name(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise BadTask(f"'task' is {_kind(value) if value != '' else 'empty'}: it must be a non-empty string")
-    return value
-
-
-def _checked_difficulty(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadTask(f"'difficulty' is {_kind(value)}: it must be a number")
+def _is_difficulty(value: Any) -> bool:
     try:
-        if not (math.isfinite(value) and value >= 0):
-            raise BadTask("'difficulty' must be finite and not negative")
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     except OverflowError:  # an integer beyond any float
-        raise BadTask("'difficulty' must be finite and not negative") from None
-    return value
+        return False
 
 
-def _checked_payload(value: Any) -> dict[str, Any] | None:
-    if value is not None and not isinstance(value, dict):
-        raise BadTask(f"'payload' is {_kind(value)}: it must be an object")
-    return value
+_MEMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (lambda value: isinstance(value, int | str) and not isinstance(value, bool), "an integer or a string"),
+    "task": (lambda value: isinstance(value, str) and value != "", "a non-empty string"),
+    "difficulty": (_is_difficulty, "a finite number, 0 or more"),
+    "payload": (lambda value: value is None or isinstance(value, dict), "an object"),
+}
 
 
 DEMO_BATCH = (
@@ -166,8 +146,27 @@ def generate(count: int, seed: str | None = None, max_difficulty: int = 5) -> It
         yield Task(number, dice.choice(names), dice.randint(min(1, max_difficulty), max_difficulty))
 
 
+Handler = Callable[[Task, Attempt], None]
+"""Returns: the task is done. Raises Reject: it is dead. Raises anything else: it gets another attempt."""
+
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(name: str) -> Callable[[Handler], Handler]:
+    """Has the function below it do the tasks called `name`, for a worker that is given its module."""
+
+    def register(handler: Handler) -> Handler:
+        if name in HANDLERS:
+            raise ValueError(f"{name!r} has two handlers")
+        HANDLERS[name] = handler
+        return handler
+
+    return register
+
+
 def simulate(task: Task, attempt: Attempt, seconds_per_difficulty: float) -> None:
-    """The handler of the tutorial: sleeps in proportion to the difficulty.
+    """The handler of the tutorial: sleeps in proportion to the difficulty, and then does as the payload says:
+    `{"fails": 2}` fails the first two attempts, `{"fails": "always"}` all of them, `{"rejects": true}` rejects.
 
     Work of more than a second reports its progress after every second and at its end.
     """
@@ -180,3 +179,9 @@ def simulate(task: Task, attempt: Attempt, seconds_per_difficulty: float) -> Non
         done = step
         if total > 1:
             attempt.progress(done, total)
+    payload = task.payload or {}
+    if payload.get("rejects") is True:
+        raise Reject("its payload says so")
+    fails = payload.get("fails", 0)
+    if fails == "always" or (isinstance(fails, int) and attempt.number <= fails):
+        raise RuntimeError(f"attempt {attempt.number} fails, as its payload says")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import time
 from datetime import UTC, datetime
-from functools import partial
 from threading import Event, Thread
 from typing import Any
 
@@ -29,6 +28,7 @@ from workqueue.deliveries import Dead, Delivery, DeliveryLimit, Done, Outcome, P
 from workqueue.dialing import backoff, dial
 from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain
 from workqueue.events import WorkerOutput, in_words
+from workqueue.handlers import HandlerError, check, chosen_handler
 from workqueue.hands import Hands
 from workqueue.messages import DoesNotFit, copied
 from workqueue.processes import end, end_at_once, on_stop_signal
@@ -274,11 +274,13 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
                 "CONCURRENCY": ("--concurrency", arguments.concurrency),
             }
         )
-    except config.SettingError as error:
+        simulates = not (handle or arguments.handlers)
+        handle = handle or chosen_handler(arguments.handlers, settings)
+        check(handle)
+    except (config.SettingError, HandlerError) as error:
         note(f"worker.py: {error}")
         return 2
-    handle = handle or partial(tasks.simulate, seconds_per_difficulty=settings.seconds_per_difficulty)
-    output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1)
+    output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1, simulates)
     worker = Worker(settings, handle, output, arguments.id, arguments.burst)
     on_stop_signal(worker.on_signal)
     try:

@@ -20,7 +20,7 @@ from programs import Bench
 
 def test_the_demo_batch(bench: Bench) -> None:
     lines = bench.send().splitlines()
-    assert lines[0] == "Sent: Process image resize (difficulty: 3)"
+    assert lines[0] == "Sent: Process image resize (difficulty: 3) (id: 1)"
     assert len(lines) == 9
     assert lines[-1] == "8 tasks sent, 8 confirmed"
     assert bench.ready() == 8
@@ -39,7 +39,7 @@ def test_a_task_on_the_wire(bench: Bench) -> None:
 
 def test_one_task_with_a_payload(bench: Bench) -> None:
     printed = bench.send("--task", "x", "--difficulty", "0.5", "--payload", '{"order": 7, "note": "é"}')
-    assert printed == "Sent: x (difficulty: 0.5)\n1 task sent, 1 confirmed\n"
+    assert printed == "Sent: x (difficulty: 0.5) (id: 1)\n1 task sent, 1 confirmed\n"
     ((_, body),) = bench.take_all()
     assert json.loads(body) == {"id": 1, "task": "x", "difficulty": 0.5, "payload": {"order": 7, "note": "é"}}
 

@@ -29,12 +29,12 @@ def test_the_text_of_the_tutorial(bench: Bench) -> None:
     assert worker.wait() == 0
     assert worker.stdout == (
         f"🚀 [Worker-7] Waiting for tasks in {bench.queue} (prefetch 1)\n"
-        "📥 [Worker-7] Received task: Process image resize\n"
-        "   [Worker-7] Difficulty: ⭐⭐⭐\n"
-        "   [Worker-7] Progress: [█  ] 1/3s\n"
-        "   [Worker-7] Progress: [██ ] 2/3s\n"
-        "   [Worker-7] Progress: [███] 3/3s\n"
-        "   [Worker-7] ✅ Task completed!\n"
+        "📥 [Worker-7] Received task: Process image resize (id: 1)\n"
+        "   [Worker-7] Difficulty: ⭐⭐⭐ (id: 1)\n"
+        "   [Worker-7] Progress: [█  ] 1/3s (id: 1)\n"
+        "   [Worker-7] Progress: [██ ] 2/3s (id: 1)\n"
+        "   [Worker-7] Progress: [███] 3/3s (id: 1)\n"
+        "   [Worker-7] ✅ Task completed! (id: 1)\n"
         "👋 [Worker-7] Stopped; tasks completed: 1\n"
     )
     assert worker.stderr == ""

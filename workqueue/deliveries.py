@@ -121,7 +121,7 @@ class Delivery:
         """What a handler may know of this attempt; its progress becomes an event."""
 
         def progress(done: float, total: float) -> None:
-            event("task_progress", **self.fields(), done_seconds=done, total_seconds=total)
+            event("task_progress", **self.fields(), done=done, total=total)
 
         return Attempt(self.attempt, self.message_id, self.redelivered, progress, stopping)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,11 +22,11 @@ def stars(difficulty: float) -> str:
     return "⭐" * count if count == difficulty > 0 else f"{'⭐' * count} {difficulty:g}".strip()
 
 
-def bar(done: float, total: float) -> str:
+def bar(done: float, total: float, unit: str = "s") -> str:
     """`[█  ] 1/3s`: a cell a second, or MOST_CELLS of them."""
-    cells = math.ceil(min(total, MOST_CELLS))
+    cells = max(1, math.ceil(min(total, MOST_CELLS)))
     full = min(cells, int(cells * done / total)) if done < total else cells
-    return f"[{'█' * full}{' ' * (cells - full)}] {done:g}/{total:g}s"
+    return f"[{'█' * full}{' ' * (cells - full)}] {done:g}/{total:g}{unit}"
 
 
 def in_words(error: BaseException) -> str:
@@ -36,49 +38,101 @@ def in_words(error: BaseException) -> str:
 
 
 class WorkerOutput:
-    """The lines of one worker: `event("task_started", id=1, task="…", …)` as the text of the tutorial, or as JSON."""
+    """The lines of one worker: `event("task_started", id=1, task="…", …)` as the text of the tutorial, or as JSON.
 
-    def __init__(self, worker: str, log_format: str, quiet: bool = False, several_at_once: bool = False) -> None:
+    Each line begins with the tutorial's words; the task's id, and what else helps to tell it apart, follows. On a
+    terminal each worker has a colour of its own, and one that has the terminal to itself draws its bar in one line.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        log_format: str,
+        quiet: bool = False,
+        several_at_once: bool = False,
+        simulates: bool = True,
+    ) -> None:
+        """`simulates`: progress is told in seconds."""
         self._worker = worker
         self._json = log_format == "json"
         self._quiet = quiet
         self._several_at_once = several_at_once
+        self._simulates = simulates
+        self._who = f"[{harmless(worker)}]"
+        if colours_are_welcome():
+            colour = COLOURS[sum(worker.encode()) % len(COLOURS)]
+            self._who = f"\x1b[{colour}m{self._who}\x1b[0m"
+        self._redraws = not several_at_once and has_the_terminal_to_itself()
+        self._drawn = False  # the last line is a bar
 
     def event(self, event: str, **details: Any) -> None:
         """Writes one event. `quiet` leaves out those of single tasks. Raises OutputClosed."""
         if self._quiet and event.startswith("task_"):
             return
+        if event == "task_progress" and self._simulates:
+            details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
         if self._json:
             time = datetime.now(UTC).isoformat(timespec="microseconds")
             say(json.dumps({"event": event, "worker": self._worker, "time": time, **details}))
-        else:
-            say(self._text(event, details))
+            return
+        is_bar = event == "task_progress"
+        say((UP_AND_CLEAR if is_bar and self._drawn else "") + self._text(event, details))
+        self._drawn = is_bar and self._redraws
 
     def note(self, line: str) -> None:
+        """For people who look after the worker, on standard error."""
+        self._drawn = False
         note(f"[{self._worker}] {line}")
 
     def _text(self, event: str, details: dict[str, Any]) -> str:
-        who = f"[{harmless(self._worker)}]"
-        # with several tasks at once, each line says which
+        who = self._who
         name = harmless(str(details.get("task") or "a message that is no task"))
-        which = f" ({name})" if self._several_at_once else ""
+        number = harmless(str(details.get("id")), most=40)
+        which = f"({name}, id: {number})" if self._several_at_once else f"(id: {number})"
         reason = harmless(str(details.get("error", "")))
         match event:
             case "worker_ready":
                 prefetch = details["prefetch"] or "unlimited"
                 return f"🚀 {who} Waiting for tasks in {details['queue']} (prefetch {prefetch})"
             case "task_started":
-                return f"📥 {who} Received task: {name}\n   {who} Difficulty: {stars(details['difficulty'])}"
+                difficulty = f"   {who} Difficulty: {stars(details['difficulty'])} {which}"
+                return f"📥 {who} Received task: {name} (id: {number}{_repeated(details)})\n{difficulty}"
             case "task_progress":
-                return f"   {who} Progress: {bar(details['done_seconds'], details['total_seconds'])}{which}"
+                shown = bar(details["done"], details["total"], "s" if self._simulates else "")
+                return f"   {who} Progress: {shown} {which}"
             case "task_completed":
-                return f"   {who} ✅ Task completed!{which}"
+                return f"   {who} ✅ Task completed! {which}"
             case "task_retried":
-                return f"   {who} 🔁 Task failed: {reason}; again in {details['delay_seconds']:g} s{which}"
+                return f"   {who} 🔁 Task failed: {reason}; again in {details['delay_seconds']:g} s {which}"
             case "task_dead":
-                return f"   {who} 💀 Task given up: {name}: {reason}; it is in {details['queue']}"
+                return f"   {who} 💀 Task given up: {name}: {reason}; it is in {details['queue']} {which}"
             case "task_lost_connection":
-                return f"   {who} 🔌 Connection lost during a task; it will be delivered again: {name}"
+                return f"   {who} 🔌 Connection lost during a task; it will be delivered again: {name} {which}"
             case "worker_stopped":
                 return f"👋 {who} Stopped; tasks completed: {details['completed']}"
         raise ValueError(event)
+
+
+def _repeated(details: dict[str, Any]) -> str:
+    attempt = f", attempt {details['attempt']}" if details["attempt"] > 1 else ""
+    return attempt + (", again: it was delivered before" if details["redelivered"] else "")
+
+
+# Terminals
+
+COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)  # of ANSI, that are read on light and on dark
+UP_AND_CLEAR = "\x1b[A\r\x1b[2K"
+
+
+def colours_are_welcome() -> bool:
+    """On a terminal that has them, unless NO_COLOR is set."""
+    return os.isatty(1) and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def has_the_terminal_to_itself() -> bool:
+    """Whether this is the program that somebody looks at: not one of several in the background of a shell."""
+    if not (os.isatty(0) and os.isatty(1)) or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    with suppress(OSError):
+        return os.tcgetpgrp(1) == os.getpgrp()
+    return False

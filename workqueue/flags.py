@@ -23,11 +23,12 @@ WORKER_EXAMPLES = """examples:
   python worker.py                                  a task at a time, till Ctrl-C
   python worker.py --burst                          until the queue is empty
   python worker.py --concurrency 10 --prefetch 20   ten at once, ten more in hand
+  python worker.py --handlers my_work               your own work, from my_work.py
   for i in {1..5}; do python worker.py & done       five workers
 
 exit codes:
   0 stopped as told         1 stopped at once, or the output was lost
-  2 wrong flag or setting, or a queue that cannot be used
+  2 wrong flag, setting or handler, or a queue that cannot be used
   3 the broker refused us
 """
 
@@ -66,6 +67,9 @@ def of_worker(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", metavar="N", help="tasks to run at once, instead of CONCURRENCY")
     parser.add_argument("--id", metavar="NAME", type=_name, help="this worker's name (default: Worker-<random>)")
     parser.add_argument("--queue", metavar="NAME", help="the work queue, instead of TASK_QUEUE")
+    parser.add_argument(
+        "--handlers", metavar="MODULE", action="append", default=[], help="your own work, by module; may be repeated"
+    )
     parser.add_argument("--burst", action="store_true", help="stop when the queue is empty")
     parser.add_argument("--quiet", action="store_true", help="print no line per task")
     arguments = parser.parse_args(argv)
