@@ -147,7 +147,9 @@ class Worker:
         """What runs goes on; what was only held is the broker's again."""
         for delivery in self.hands.lose():
             self.output.event("task_lost_connection", **delivery.fields())
-        self.output.note(f"{failure}; connecting again in {delay:.1f} s")
+        if failure.where:
+            self.output.note_once(f"no broker at {failure.where}: is it running?")
+        self.output.note(f"{failure.brief or failure}; connecting again in {delay:.1f} s")
         until = time.monotonic() + delay
         while time.monotonic() < until and not self.may_end():
             self.attend(seconds=min(delay, TICK_SECONDS))

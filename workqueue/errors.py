@@ -37,6 +37,11 @@ class BrokerError(Exception):
     """Something between us and the broker, which may pass; the message is one line for people."""
 
     exit_code = 3
+    brief = ""  # the same in a few words, for who tries again and again
+    where = ""  # the masked URL, where nobody answers
+
+    def __str__(self) -> str:
+        return super().__str__() or "the broker has gone"
 
 
 class Refused(BrokerError):
@@ -85,7 +90,9 @@ def explain(error: BaseException, settings: Settings, url: str = "") -> BrokerEr
     if failure.code:
         return BrokerError(f"the broker closed the channel or the connection: {text}")
     if url:
-        return BrokerError(f"no broker answers at {where} ({text}): is it running, and RABBITMQ_URL right?")
+        unreachable = BrokerError(f"no broker answers at {where} ({text}): is it running, and RABBITMQ_URL right?")
+        unreachable.brief, unreachable.where = f"no broker ({text})", where
+        return unreachable
     return BrokerError(f"the connection to the broker is lost ({text})")
 
 

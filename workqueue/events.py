@@ -64,11 +64,14 @@ class WorkerOutput:
             self._who = f"\x1b[{colour}m{self._who}\x1b[0m"
         self._redraws = not several_at_once and has_the_terminal_to_itself()
         self._drawn = False  # the last line is a bar
+        self._said = ""
 
     def event(self, event: str, **details: Any) -> None:
         """Writes one event. `quiet` leaves out those of single tasks. Raises OutputClosed."""
         if self._quiet and event.startswith("task_"):
             return
+        if event == "worker_ready":
+            self._said = ""
         if event == "task_progress" and self._simulates:
             details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
         if self._json:
@@ -83,6 +86,12 @@ class WorkerOutput:
         """For people who look after the worker, on standard error."""
         self._drawn = False
         note(f"[{self._worker}] {line}")
+
+    def note_once(self, line: str) -> None:
+        """Not again, until something else was noted so."""
+        if line != self._said:
+            self._said = line
+            self.note(line)
 
     def _text(self, event: str, details: dict[str, Any]) -> str:
         who = self._who

@@ -224,7 +224,8 @@ class Publisher:
                 raise failure
             if not said and self._patience > 1:
                 said = True
-                self._note(f"{failure}; trying {'on' if self._forever else f'for {self._patience:g} s'}")
+                trying = "trying on" if self._forever else f"trying for {self._patience:g} s"
+                self._note(f"{failure.brief or failure}; {trying}")
             self._pause(delay)
 
     def _out_of_patience(self) -> bool:
