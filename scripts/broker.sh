@@ -276,7 +276,7 @@ read_ports() { # those of the nodes (ports), and between them (dist_ports); epmd
 
 start_node() {
   find_server || die 3 "rabbitmq-server is not found any more"
-  case $state in *\'*) die 3 "RabbitMQ cannot keep data in $state: it stumbles over the ' (set BROKER_DIR)" ;; esac
+  case $state in *[\'\"]*) die 3 "RabbitMQ cannot have quotes in a folder's name, as in $state: set BROKER_DIR" ;; esac
   # a start that did not come to its end has left half of a database, which would never boot
   [ ! -e "$state/making" ] || rm -rf "$state/data" "$state"/*.joined
   [ -e "$state/data" ] || touch "$state/making"
