@@ -40,9 +40,8 @@ broker_up() {
   [ -n "$kind" ] || may_start "$status" || return 0
   one_at_a_time
   status=0 # somebody may have started or stopped it meanwhile
-  answers 0 || status=$?
+  answers 0 2>/dev/null || status=$?
   [ -n "$kind" ] || may_start "$status" || return 0
-  trap 'interrupted=yes' INT TERM HUP # looked at where it can be obeyed without leaving anything behind
   case $kind,$status in
     docker,0) [ "$nodes" = 1 ] || die 3 "the broker at $shown runs in Docker, as a single node: stop it with broker.sh down" ;;
     ?*,4) die 3 "the broker at $shown, which this script has started, refuses us: broker.sh restart makes it take" \
@@ -50,7 +49,6 @@ broker_up() {
     *) start_broker ;;
   esac
   [ -n "$temporary" ] || touch "$state/kept"
-  trap - INT TERM HUP
   say "RabbitMQ answers at $shown (started by this script: $kind)"
   [ "$nodes" = 1 ] || say_cluster_url
 }
@@ -78,6 +76,7 @@ may_start() { # may_start STATUS: of `answers`. Fails where somebody else's brok
 }
 
 start_broker() { # of the kind that there is already, or else of the one that this machine can run
+  all_or_nothing
   if [ -z "$kind" ]; then
     if [ "${BROKER_KIND:-}" != node ] && [ "$nodes" = 1 ] && docker_usable; then
       kind=docker
@@ -91,6 +90,7 @@ start_broker() { # of the kind that there is already, or else of the one that th
   "start_$kind"
   if [ "$kind" = node ] && [ "$nodes" -gt 1 ]; then form_cluster; fi
   rm -f "$state/making"
+  trap - EXIT INT TERM HUP
 }
 
 broker_down() {
@@ -109,10 +109,12 @@ broker_down() {
 is_used() { # by somebody who has called `up`, by another demo, or by anybody else who is connected
   [ ! -e "$state/kept" ] || return 0
   exec 7>>"$state/in-use"
-  hold 7 alone 0 || return 0
-  local connections
-  connections=$(broker_ctl --silent list_connections pid 2>/dev/null | grep -c . || true)
-  [ "$connections" != 0 ] || return 1
+  hold 7 alone 1 || return 0
+  local tries
+  for tries in 1 2 3; do # a connection that was closed a moment ago may still be listed
+    if [ -z "$(broker_ctl --silent list_connections pid 2>/dev/null || true)" ]; then return 1; fi
+    sleep 0.5
+  done
   say "RabbitMQ at $shown runs on, since somebody is connected; stop it with scripts/broker.sh down"
 }
 
@@ -126,9 +128,8 @@ broker_status() {
 broker_restart() {
   [ -n "$kind" ] || die 2 "the broker at $shown was not started by this script: restart it yourself"
   one_at_a_time
-  trap 'interrupted=yes' INT TERM HUP
   "stop_$kind"
-  "start_$kind"
+  start_broker
   say "Restarted RabbitMQ at $shown"
 }
 
@@ -185,21 +186,25 @@ run() { # run COMMAND ...: in a process group of its own, so that a Ctrl-C finds
   return "$code"
 }
 
-obey_interrupt() {
-  [ -n "$interrupted" ] || return 0
-  give_up
-  exit 130
+# all_or_nothing: from here on, what does not come to its end leaves nothing behind that was not there before
+all_or_nothing() {
+  trap 'interrupted=yes' INT TERM HUP # looked at where it can be obeyed
+  trap give_up EXIT
 }
 
-give_up() { # stops what this call has started, and forgets data that was never complete
+obey_interrupt() { [ -z "$interrupted" ] || exit 130; }
+
+give_up() {
+  local code=$? lock
   trap '' INT TERM HUP
-  [ -n "$launched" ] || return 0
-  "stop_$kind" $launched
-  local lock
+  trap - EXIT
+  [ -z "$launched" ] || "stop_$kind" $launched
   for lock in "$state"/*.lock; do
-    if [ "$kind" = node ] && runs "$(basename "$lock" .lock)"; then return; fi # it ran before
+    if [ "$kind" = node ] && runs "$(basename "$lock" .lock)"; then exit "$code"; fi # it ran before
   done
   rm -f "$state/kind" "$state/kept"
+  [ -z "$interrupted" ] || code=130
+  exit "$code"
 }
 
 # Docker
@@ -230,12 +235,8 @@ start_docker() {
   launched=rabbitmq
   [ ! -e "$state/making" ] || stop_docker
   [ -n "$(compose_volume)" ] || touch "$state/making"
-  run compose up --detach --wait rabbitmq >"$state/docker.log" 2>&1 || {
-    obey_interrupt
-    give_up
-    die 3 "Docker Compose could not start it: $(tail -n 2 "$state/docker.log")"
-  }
-  obey_interrupt
+  run compose up --detach --wait rabbitmq >"$state/docker.log" 2>&1 ||
+    { obey_interrupt && die 3 "Docker Compose could not start it: $(tail -n 2 "$state/docker.log")"; }
   wait_until_it_answers "$port"
 }
 
@@ -351,7 +352,6 @@ wait_until_it_answers() { # wait_until_it_answers PORT
     fi
   done
   obey_interrupt
-  give_up
   die 3 "RabbitMQ did not come up; its log is in $state: $(cat "$state/$1.log" "$state/docker.log" 2>/dev/null | tail -n 3)"
 }
 
@@ -360,10 +360,7 @@ form_cluster() {
   for other in $ports; do
     [ "$other" != "$port" ] && [ ! -e "$state/$other.joined" ] || continue
     { node_ctl "$other" stop_app && node_ctl "$other" join_cluster "rabbit-$port@localhost" &&
-      node_ctl "$other" start_app; } >/dev/null || {
-      give_up
-      die 3 "the node on port $other could not join the cluster"
-    }
+      node_ctl "$other" start_app; } >/dev/null || die 3 "the node on port $other could not join the cluster"
     touch "$state/$other.joined"
   done
 }

@@ -5,7 +5,8 @@
 # Portable bash (3.2 of macOS included).
 
 set -euo pipefail
-set +o posix +o noclobber +o noglob # a caller may have exported his
+set +o posix +o noclobber +o noglob # a caller may have exported his, and functions
+for name in $(compgen -A function); do unset -f "$name"; done
 unset CDPATH BASH_ENV ENV POSIXLY_CORRECT GREP_OPTIONS PYTHONHOME PYTHONSAFEPATH PYTHONINSPECT
 [ -d "${TMPDIR:-/tmp}" ] && [ -w "${TMPDIR:-/tmp}" ] || export TMPDIR=/tmp
 
