@@ -22,53 +22,52 @@ import socket
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 names = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT")
 print(*(f"export {name}={s.getsockname()[1]}" for name, s in zip(names, sockets)), sep="\n")')"
-trap 'compose down --volumes >/dev/null 2>&1; rm -rf "$work"' EXIT
+trap 'docker compose down --volumes >/dev/null 2>&1; rm -rf "$work"' EXIT
 
-compose() { docker compose --env-file "$work/env" "$@"; }
-completed() { compose logs --no-log-prefix worker 2>/dev/null | grep -c "Task completed" || true; }
+failed() { cat "$work/log" >&2 && docker compose logs --tail 20 >&2 && die 1 "docker compose up failed"; }
+completed() { docker compose logs --no-log-prefix worker 2>/dev/null | grep -c "Task completed" || true; }
 until_completed() { # until_completed COUNT
   for _ in $(seq 120); do
     [ "$(completed)" -ge "$1" ] && return
     sleep 0.5
   done
-  compose logs --tail 20 >&2
+  docker compose logs --tail 20 >&2
   die 1 "only $(completed) of $1 tasks were completed"
 }
-up() { compose up --detach "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2 && compose logs --tail 20 >&2 && die 1 "docker compose up failed"; }; }
 
 say "Building, and starting RabbitMQ and three workers ..."
-up --build --scale worker=3
-compose run --rm sender 2>/dev/null | grep -qx "8 tasks sent, 8 confirmed" || die 1 "the sender did not confirm its tasks"
+docker compose up --build --detach --scale worker=3 >"$work/log" 2>&1 || failed
+docker compose run --rm sender 2>/dev/null | grep -qx "8 tasks sent, 8 confirmed" || die 1 "the sender did not confirm its tasks"
 until_completed 8
-compose logs --no-log-prefix worker | grep "Waiting for tasks in check (prefetch 2)" >/dev/null || die 1 "the workers did not get the settings"
+docker compose logs --no-log-prefix worker | grep "Waiting for tasks in check (prefetch 2)" >/dev/null || die 1 "the workers did not get the settings"
 
 say "Scaling to five workers ..."
-up --scale worker=5
-[ "$(compose ps --quiet worker | wc -l)" -eq 5 ] || die 1 "there are not five workers"
-compose run --rm sender --count 30 --max-difficulty 1 --quiet 2>/dev/null
+docker compose up --detach --scale worker=5 >"$work/log" 2>&1 || failed
+[ "$(docker compose ps --quiet worker | wc -l)" -eq 5 ] || die 1 "there are not five workers"
+docker compose run --rm sender --count 30 --max-difficulty 1 --quiet 2>/dev/null
 until_completed 38
-compose logs --no-log-prefix worker 2>/dev/null | grep "Task completed" | sort | uniq -c
+docker compose logs --no-log-prefix worker 2>/dev/null | grep "Task completed" | sort | uniq -c
 
 say "Stopping the workers in mid-task ..."
-compose run --rm sender --task "Long one" --difficulty 8 --quiet 2>/dev/null
+docker compose run --rm sender --task "Long one" --difficulty 8 --quiet 2>/dev/null
 for _ in $(seq 50); do
-  compose logs worker 2>/dev/null | grep "Received task: Long one" >/dev/null && break
+  docker compose logs worker 2>/dev/null | grep "Received task: Long one" >/dev/null && break
   sleep 0.1
 done
-compose stop worker >/dev/null 2>&1
+docker compose stop worker >/dev/null 2>&1
 [ "$(completed)" -eq 39 ] || die 1 "the task that ran was not finished"
-[ "$(compose logs worker 2>/dev/null | grep -c Stopped)" -eq 5 ] || die 1 "not all workers stopped gracefully"
+[ "$(docker compose logs worker 2>/dev/null | grep -c Stopped)" -eq 5 ] || die 1 "not all workers stopped gracefully"
 curl --silent --fail --user "$RABBITMQ_USER:$RABBITMQ_PASSWORD" \
   "http://127.0.0.1:$RABBITMQ_MANAGEMENT_PORT/api/overview" >/dev/null || die 1 "the management pages do not answer"
 
 say "Another password for the same data, and a stop in a worker's first moment ..."
-compose down >/dev/null 2>&1
+docker compose down >/dev/null 2>&1
 export RABBITMQ_PASSWORD=another
-up --scale worker=1
+docker compose up --detach --scale worker=1 >"$work/log" 2>&1 || failed
 SECONDS=0
-compose restart worker >/dev/null 2>&1 # while it starts, its program has no handler for a signal yet
-compose stop worker >/dev/null 2>&1
+docker compose restart worker >/dev/null 2>&1 # while it starts, its program has no handler for a signal yet
+docker compose stop worker >/dev/null 2>&1
 [ "$SECONDS" -lt 30 ] || die 1 "stopping a worker that had just started took $SECONDS seconds"
-compose run --rm sender --task "Another one" --difficulty 0 --quiet 2>/dev/null || die 1 "the new password was refused"
-compose down >/dev/null 2>&1
+docker compose run --rm sender --task "Another one" --difficulty 0 --quiet 2>/dev/null || die 1 "the new password was refused"
+docker compose down >/dev/null 2>&1
 say "docker-compose.yml works"

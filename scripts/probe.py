@@ -160,8 +160,8 @@ def show_queues(settings: config.Settings, listed: str) -> int:
                     if error.reply_code == 404:
                         continue
                     raise
-                counts = str(found.message_count), unacknowledged.get(name, "?"), str(found.consumer_count)
-                rows.append((name, *counts))
+                ready, consumers = str(found.message_count), str(found.consumer_count)
+                rows.append((name, ready, unacknowledged.get(name, "?"), consumers))
     except broker.BrokerError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -293,7 +293,12 @@ def test_scripts_need_no_run_bits_and_may_be_called_through_links(clone: Path, o
     link = clone.parent / "demo-link"
     link.symlink_to("a clone ä/scripts/demo.sh")
     result = subprocess.run(
-        ["bash", link.name, "1"], cwd=clone.parent, env=one_node.environment, capture_output=True, text=True, check=False
+        ["bash", link.name, "1"],
+        cwd=clone.parent,
+        env=one_node.environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert "of difficulty 19" in result.stdout
@@ -390,9 +395,8 @@ def test_what_pip_or_venv_say_is_passed_on(tmp_path: Path, one_node: Scripts) ->
     copy_project(tmp_path / "clone")
     clone = Scripts(tmp_path, tmp_path / "clone")
     fake = tmp_path / "python"
-    fake.write_text(
-        f'#!/bin/sh\ncase "$*" in *venv*) echo "the disk is full of cake"; exit 1 ;; *) exec {sys.executable} "$@" ;; esac\n'
-    )
+    fails = 'case "$*" in *venv*) echo "the disk is full of cake"; exit 1 ;; esac'
+    fake.write_text(f'#!/bin/sh\n{fails}\nexec {sys.executable} "$@"\n')
     fake.chmod(0o755)
     result = clone.run("broker.sh", "status", PYTHON=str(fake))
     assert result.returncode == 3
