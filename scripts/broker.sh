@@ -316,7 +316,7 @@ C
     export RABBITMQ_NODENAME=rabbit-$1@localhost RABBITMQ_NODE_PORT=$1
     RABBITMQ_DIST_PORT=$(set -- $dist_ports && echo "${!number}")
     export RABBITMQ_DIST_PORT RABBITMQ_CONFIG_FILE=$1.conf RABBITMQ_ENABLED_PLUGINS_FILE=enabled_plugins
-    export RABBITMQ_PID_FILE=$1.pid RABBITMQ_MNESIA_BASE=data RABBITMQ_LOG_BASE=log RABBITMQ_LOGS=-
+    export RABBITMQ_LOGS=- RABBITMQ_PID_FILE=$1.pid RABBITMQ_MNESIA_BASE=$state/data RABBITMQ_LOG_BASE=$state/log
     exec nohup "$server" </dev/null >"$1.log" 2>&1 7>&- 8>&- 9>&-
   ) &
   echo $! >"$state/$1.group"
