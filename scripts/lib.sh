@@ -116,7 +116,7 @@ apt_install() { # apt_install PACKAGE SUDO: a server that comes with it starts n
     case $'\n'$before$'\n' in *$'\n'$link$'\n'*) continue ;; esac
     case $link in
       */rc?.d/*) $2 update-rc.d "${link##*/S[0-9][0-9]}" disable ;;
-      *) $2 deb-systemd-helper disable "${link##*/}" ;;
+      *) $2 rm -f "$link" ;; # which is all that `systemctl disable` does, and not every system has that
     esac
   done >>"$log" 2>&1
   if [ "$status" != 0 ]; then
