@@ -4,10 +4,12 @@ FROM python:3.13-slim
 WORKDIR /app
 COPY requirements.txt .
 RUN pip install --no-cache-dir --require-hashes -r requirements.txt
-COPY *.py .
+COPY *.py ./
 COPY workqueue workqueue
+COPY deploy/container.py deploy/
 
-# no root, and no shell in between: SIGTERM reaches the worker itself
+# no root, and no shell in between: SIGTERM reaches the worker itself. Run it with an init (docker run --init)
 RUN useradd --system worker
 USER worker
-CMD ["python", "worker.py"]
+ENTRYPOINT ["python", "deploy/container.py"]
+CMD ["worker.py"]

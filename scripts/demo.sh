@@ -1,50 +1,57 @@
 #!/usr/bin/env bash
-# The whole of it, from a fresh clone:  demo.sh [WORKERS]
-# Environment, broker, workers (3), the demo batch, who did what. Leaves nothing running that it started.
-. "$(dirname "$0")/lib.sh"
+# usage: demo.sh [WORKERS]
+#
+# The whole of it, from a fresh clone: environment, broker, workers (3), the demo batch, who did what.
+# Leaves nothing running that it started. A second Ctrl-C ends the workers' running tasks at once.
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
 
 workers=${1:-3}
-case $workers in
-  *[!0-9]* | '' | 0*) die 2 "usage: demo.sh [WORKERS], WORKERS from 1" ;;
+case $#,$workers in
+  *[!0-9,]* | *, | *,0* | [2-9]*) wrong_use ;;
 esac
+unset PYTHONPATH
 ensure_python requirements.txt
+know_broker
 
 # queues and settings of its own, so that it neither takes nor leaves tasks where somebody works
 export TASK_QUEUE=demo.$$ QUEUE_TYPE=classic PREFETCH_COUNT=1 CONCURRENCY=1 LOG_FORMAT=text
 work=$(mktemp -d)
 pids=()
-started_broker=
 
 stop_workers() {
   [ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null || true
 }
 finish() {
-  trap stop_workers INT TERM HUP # a second Ctrl-C stops them at once
+  trap stop_workers INT TERM HUP
   stop_workers
-  wait
+  while [ -n "$(jobs -pr)" ]; do wait || true; done # a trapped signal ends `wait` early
+  trap '' INT TERM HUP # also for what is called here: nothing of it may be left half done
   rm -rf "$work"
-  "$python" scripts/drop_queues.py 2>/dev/null || true
-  [ -z "$started_broker" ] || scripts/broker.sh down >/dev/null
+  "$python" scripts/drop_queues.py >/dev/null 2>&1 || true
+  exec 7>&-
+  bash scripts/broker.sh down --unused >/dev/null || warn "the broker that was started could not be stopped"
 }
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 
-if ! scripts/broker.sh status 2>/dev/null; then
-  scripts/broker.sh up
-  started_broker=yes
-fi
+mkdir -p "$state" # as long as this is locked, no other demo stops the broker
+exec 7>>"$state/in-use"
+hold 7 shared 60 || die 3 "a broker.sh holds $state, and has not come to an end"
+bash scripts/broker.sh up --temporary
 
 say
 say "$workers workers wait for tasks:"
 set -m
 for number in $(seq "$workers"); do
-  "$python" worker.py --id "Worker-$number" </dev/null > >(tee "$work/$number") 2>&1 &
+  "$python" worker.py --id "Worker-$number" </dev/null > >(exec tee "$work/$number" 7>&-) 2>&1 7>&- &
   pids+=($!)
 done
 set +m
-wait_for() { # wait_for COUNT PATTERN: until so many lines of the workers match
+# in whatever encoding the workers write, these words are ASCII
+count() { cat "$work"/[0-9]* 2>/dev/null | LC_ALL=C grep -c "$1" || true; }
+wait_for() { # wait_for COUNT WORDS: until so many lines of the workers hold them
   for _ in $(seq 1200); do
-    [ "$(cat "$work"/* 2>/dev/null | grep -c "$2")" -ge "$1" ] && return
+    [ "$(count "$2")" -ge "$1" ] && return
     kill -0 "${pids[0]}" 2>/dev/null || break
     sleep 0.1
   done
@@ -54,7 +61,7 @@ wait_for "$workers" "Waiting for tasks"
 
 say
 say "Eight tasks are sent:"
-"$python" sender.py
+"$python" sender.py | tee "$work/sent"
 say
 wait_for 8 "Task completed"
 
@@ -64,8 +71,18 @@ pids=()
 say
 say "Who did what:"
 for number in $(seq "$workers"); do
-  tasks=$(grep -c "Task completed" "$work/$number" || true)
-  difficulty=$(grep "Difficulty" "$work/$number" | grep -o "⭐" | grep -c . || true)
-  printf '  Worker-%s: %s tasks, of difficulty %s in all\n' "$number" "$tasks" "$difficulty"
+  # how difficult a task is, stands in the sender's line: Sent: NAME (difficulty: N)
+  LC_ALL=C awk -v worker="Worker-$number" '
+    FNR == NR { if (match($0, /^Sent: .* \(difficulty: [0-9]+/)) {
+      split(substr($0, 7, RLENGTH - 6), parts, / \(difficulty: /)
+      difficulty[parts[1]] = parts[2]
+    } next }
+    /Task completed/ { tasks++ }
+    /Received task: / {
+      sub(/.*Received task: /, "")
+      for (name in difficulty) if (index($0 " ", name " ") == 1) total += difficulty[name]
+    }
+    END { printf "  %s: %d tasks, of difficulty %d in all\n", worker, tasks, total }
+  ' "$work/sent" "$work/$number"
 done
 say "Each task went to one worker; whoever was free took the next."

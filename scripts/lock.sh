@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
+# usage: lock.sh
+#
 # Pins the newest versions that pyproject.toml allows, with hashes, into the requirements files.
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+
+[ $# = 0 ] || wrong_use
 
 ensure_python requirements.txt
 tools=$(mktemp -d)

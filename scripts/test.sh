@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Everything, from a fresh clone: environment, lint, types, all tests.  test.sh [PYTEST ARGS]
-. "$(dirname "$0")/lib.sh"
+# usage: test.sh [PYTEST ARGS]
+#
+# Everything, from a fresh clone: environment, lint, types, all tests.
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
 
+unset PYTHONPATH
 ensure_python requirements-test.txt
 "$python" -m ruff check .
 "$python" -m ruff format --check .

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# N workers in one terminal:  workers.sh N [flags of worker.py ...]
-# Ctrl-C stops them gracefully, a second Ctrl-C at once.
-. "$(dirname "$0")/lib.sh"
+# usage: workers.sh N [flags of worker.py ...]
+#
+# N workers in one terminal, in the folder where you are. Ctrl-C stops them gracefully, a second Ctrl-C at once.
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
 
 case ${1:-} in
-  '' | *[!0-9]* | 0*) die 2 "usage: workers.sh N [flags of worker.py ...], N from 1" ;;
+  '' | *[!0-9]* | 0*) wrong_use ;;
 esac
 count=$1
 shift
 ensure_python requirements.txt
+cd "$caller_dir"
 
 pids=()
 stopping=
@@ -21,7 +23,7 @@ trap stop INT TERM HUP
 set -m # a process group for each: the Ctrl-C of this terminal reaches them once, through the trap
 for _ in $(seq "$count"); do
   [ -z "$stopping" ] || break
-  "$python" worker.py "$@" </dev/null &
+  "$python" "$root/worker.py" "$@" </dev/null &
   pids+=($!)
 done
 set +m

@@ -31,10 +31,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+# of one kind of broker, or of none: not a second time in a run with the other kind
+ONLY_WITH = {"test_broker_script.py": "local", "test_compose.py": "container"}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    kind = ONLY_WITH.get(collection_path.name)
+    return True if kind and config.getoption("--broker") != kind else None
+
+
 def pytest_configure() -> None:
-    """Signals that whoever started the tests has had ignored would be ignored by all programs under test."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals that whoever started the tests has had ignored would be ignored by all programs under test.
+
+    What ends the tests lets the fixtures stop the brokers that they have started.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 Maker = Callable[[], Broker]

@@ -78,7 +78,8 @@ class Program:
 
 def copy_project(folder: Path) -> None:
     """A copy of what a user of the project needs, without what git ignores."""
-    names = ("*.py", "workqueue/*.py", "*.yml", "scripts/*", "requirements*.txt", ".env.example")
+    code = ("*.py", "workqueue/*.py", "scripts/**/*.py", "scripts/*.sh", "deploy/*", "examples/*.py", "lessons/*")
+    names = (*code, "*.yml", "requirements*.txt", ".env.example")
     for path in (path for name in names for path in ROOT.glob(name)):
         if path.is_file():
             target = folder / path.relative_to(ROOT)

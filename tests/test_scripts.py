@@ -33,6 +33,13 @@ def run(command: str, environment: dict[str, str], seconds: float = 120) -> subp
     )
 
 
+def queues(environment: dict[str, str]) -> dict[str, list[str]]:
+    """What `broker.sh queues` prints: ready, unacknowledged and consumers of each queue, in its order."""
+    lines = run("./scripts/broker.sh queues", environment).stdout.splitlines()
+    assert len({len(line) for line in lines}) == 1, lines  # aligned
+    return {name: counts for name, *counts in map(str.split, lines[1:])}
+
+
 def remove_volume(port: int, environment: dict[str, str]) -> None:
     """What Compose keeps of a broker that `broker.sh` started at `port`, if it was Compose."""
     checksum = run(f"printf %s {ROOT} | cksum | cut -d ' ' -f 1", environment).stdout.strip()
@@ -44,7 +51,7 @@ def test_the_demo_shows_three_workers_sharing_eight_tasks(breakable: Bench) -> N
     result = run("./scripts/demo.sh", breakable.environment(SECONDS_PER_DIFFICULTY="1.0"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert time.monotonic() - started < 25
-    assert len(re.findall(r"^   \[Worker-\d\] ✅ Task completed!$", result.stdout, re.MULTILINE)) == 8
+    assert len(re.findall(r"^   \[Worker-\d\] ✅ Task completed! \(id: \d\)$", result.stdout, re.MULTILINE)) == 8
     shares = re.findall(r"^  Worker-\d: (\d) tasks, of difficulty (\d+) in all$", result.stdout, re.MULTILINE)
     assert sum(int(tasks) for tasks, _ in shares) == 8
     assert sum(int(difficulty) for _, difficulty in shares) == 19
@@ -123,7 +130,22 @@ def test_control_c_in_a_terminal_stops_the_workers_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["workers.sh", "workers.sh 0", "workers.sh x", "demo.sh 0", "broker.sh", "broker.sh fly"]
+    "command",
+    [
+        "workers.sh",
+        "workers.sh 0",
+        "workers.sh x",
+        "demo.sh 0",
+        "demo.sh 1 2",
+        "demo.sh x",
+        "broker.sh",
+        "broker.sh fly",
+        "broker.sh ctl",
+        "broker.sh up --nodes 0",
+        "broker.sh down now",
+        "lock.sh x",
+        "check_compose.sh x",
+    ],
 )
 def test_wrong_use_is_explained(bench: Bench, command: str) -> None:
     result = run(f"./scripts/{command}", bench.environment())
@@ -137,8 +159,29 @@ def test_a_broker_that_answers_is_used_and_never_stopped(bench: Bench) -> None:
         assert result.returncode == 0
         assert words in result.stdout
         assert ":***@" in result.stdout
-    assert run("./scripts/broker.sh restart", bench.environment()).returncode == 2
+    for command in ("restart", "logs", "ctl list_users"):
+        result = run(f"./scripts/broker.sh {command}", bench.environment())
+        assert result.returncode == 2
+        assert "not started by this script" in result.stderr
+    result = run("./scripts/broker.sh up --nodes 3", bench.environment())
+    assert result.returncode == 3
+    assert "cannot become 3 nodes" in result.stderr
     assert bench.broker.answers()
+
+
+def test_queues_of_a_broker_that_was_started_elsewhere(bench: Bench) -> None:
+    result = run("./scripts/broker.sh queues", bench.environment())
+    assert result.stdout == f"There is no queue {bench.queue} yet: sender.py and worker.py declare it\n"
+    bench.send("--count", "2", "--max-difficulty", "0", "--quiet")
+    result = run("./scripts/broker.sh queues", bench.environment())
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["queue", "ready", "unacknowledged", "consumers"]
+    assert [bench.queue, "2", "?", "0"] in rows
+    assert "rabbitmqctl alone" in result.stdout
+    result = run("./scripts/broker.sh queues", bench.environment(RABBITMQ_URL=f"amqp://127.0.0.1:{free_port()}/"))
+    assert result.returncode == 3
+    assert "Traceback" not in result.stderr
 
 
 def test_a_broker_elsewhere_is_not_started(bench: Bench) -> None:
@@ -151,10 +194,13 @@ def test_a_file_with_the_number_of_another_process_does_not_stop_that(bench: Ben
     """What a crash of the machine leaves behind."""
     port = free_port()
     (tmp_path / str(port)).mkdir()
-    bystander = subprocess.Popen(["sleep", "60"])
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         (tmp_path / str(port) / "kind").write_text("node\n")
-        (tmp_path / str(port) / f"{port}.pid").write_text(f"{bystander.pid}\n")
+        for name in ("pid", "group"):
+            (tmp_path / str(port) / f"{port}.{name}").write_text(f"{bystander.pid}\n")
+        (tmp_path / str(port) / f"{port}.lock").touch()
+        (tmp_path / str(port) / "ports").write_text(f"epmd_port={free_port()}\ndist_ports={free_port()}\n")
         environment = bench.environment(RABBITMQ_URL=f"amqp://127.0.0.1:{port}/", BROKER_DIR=str(tmp_path))
         assert run("./scripts/broker.sh down", environment).returncode == 0
         with pytest.raises(subprocess.TimeoutExpired):
@@ -179,6 +225,7 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
         **os.environ,
         "RABBITMQ_URL": f"amqp://me:s3cret@127.0.0.1:{port}/mine",
         "TASK_QUEUE": "kept",
+        "SECONDS_PER_DIFFICULTY": "5",
         "BROKER_DIR": str(tmp_path),
         "BROKER_KIND": "docker" if breakable_broker.kind == "container" else "node",
         "RABBITMQ_MANAGEMENT_PORT": str(management_port),
@@ -192,10 +239,21 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
         with socket.create_server(("127.0.0.2", port)):
             pass  # would fail if the broker listened on more than 127.0.0.1
         assert "1 confirmed" in run(sender, environment).stdout
+        assert queues(environment) == {"kept": ["1", "0", "0"]}
+        assert "me" in run("./scripts/broker.sh ctl list_users", environment).stdout
+        assert run("./scripts/broker.sh ctl no_such_command", environment).returncode == 64
         assert run("./scripts/broker.sh down", environment).returncode == 0
         assert run("./scripts/broker.sh status", environment).returncode == 3
         assert run("./scripts/broker.sh up", environment).returncode == 0
         assert "tasks completed: 1" in run(worker, environment).stdout
+        counts = queues(environment)
+        assert list(counts) == ["kept", "kept.retry.1s", "kept.retry.5s", "kept.retry.30s", "kept.dead"]
+        assert set(map(tuple, counts.values())) == {("0", "0", "0")}
+        busy = subprocess.Popen([sys.executable, "worker.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        run(f"{sys.executable} sender.py --count 3 --quiet", environment)
+        until(lambda: queues(environment)["kept"] == ["2", "1", "1"], "the worker to hold one task", 60)
+        busy.kill()
+        busy.wait()
     finally:
         run("./scripts/broker.sh down", environment)
         remove_volume(port, environment)

@@ -104,16 +104,24 @@ class LocalBroker(Broker):
             "BROKER_DIR": str(self.folder),
             "BROKER_CONFIG": self.config,
         }
-        result = subprocess.run(
-            [ROOT / "scripts/broker.sh", *command],
+        script = subprocess.Popen(
+            ["bash", ROOT / "scripts/broker.sh", *command],
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
+            start_new_session=True,  # a Ctrl-C is ours: we pass it on, and wait until nothing is left of the node
         )
-        if result.returncode:
-            raise NoBroker(result.stderr.strip())
+        with script:
+            try:
+                _, error = script.communicate()
+            except BaseException:
+                script.terminate()
+                script.wait()
+                raise
+        if script.returncode:
+            raise NoBroker(error.strip())
 
     def start(self) -> None:
         self._script("up", *([] if self.nodes == 1 else ["--nodes", str(self.nodes)]))

@@ -1,0 +1,88 @@
+"""docker-compose.yml as Compose reads it: only with `--broker container` (see conftest.py), which has Docker.
+
+scripts/check_compose.sh runs it for real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pika
+import pytest
+from lab.nodes import ROOT
+
+import config
+
+EXAMPLES = {
+    "TASK_QUEUE": "orders",
+    "QUEUE_TYPE": "quorum",
+    "CONCURRENCY": "3",
+    "PREFETCH_COUNT": "0",
+    "SECONDS_PER_DIFFICULTY": "0.5",
+    "RETRY_DELAYS": "",
+    "DELIVERY_LIMIT": "4",
+    "HEARTBEAT_SECONDS": "7",
+    "CONNECT_TIMEOUT_SECONDS": "8",
+    "LOG_FORMAT": "json",
+}
+SPECIAL = [("guest", "guest", "/"), ("m%e \"'", 'p%a sä"#\\${}/:@?&+', "a/b ä"), ("ü", "%41", "%2F")]
+
+
+def rendered(env_file: Path) -> dict[str, dict[str, object]]:
+    """The services that Compose makes of the file with such an `.env`."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    command = ["docker", "compose", "--env-file", str(env_file), "--profile", "sender", "config", "--format", "json"]
+    output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    services = json.loads(output)["services"]
+    assert isinstance(services, dict)
+    return services
+
+
+@pytest.mark.parametrize("service", ["worker", "sender"])
+def test_every_setting_of_dot_env_reaches_the_programs(tmp_path: Path, service: str) -> None:
+    files = {name: f"{tmp_path}/{name}" for name in ("TLS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE")}
+    names = {variable.name for variable in config.VARIABLES} - {"RABBITMQ_URL"}
+    assert names == {*EXAMPLES, *files}, "a new setting must be in docker-compose.yml, and here"
+    env_file = tmp_path / "env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in {**EXAMPLES, **files}.items()))
+    found = rendered(env_file)[service]
+    environment, volumes = found["environment"], found["volumes"]
+    assert isinstance(environment, dict)
+    assert isinstance(volumes, list)
+    assert {name: environment[name] for name in EXAMPLES} == EXAMPLES
+    mounted = {volume["target"]: volume["source"] for volume in volumes}
+    assert {name: mounted[environment[name]] for name in files} == files
+
+
+def test_without_dot_env_the_defaults_hold(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("")
+    environment = rendered(tmp_path / "env")["worker"]["environment"]
+    assert isinstance(environment, dict)
+    assert not [name for name in EXAMPLES if environment.get(name) is not None]
+
+
+def test_programs_run_under_an_init(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("")
+    services = rendered(tmp_path / "env")
+    assert services["worker"]["init"] is services["sender"]["init"] is True
+    assert services["worker"]["stop_grace_period"] == "1m0s"
+
+
+@pytest.mark.parametrize(("user", "password", "vhost"), SPECIAL)
+def test_the_url_in_a_container_holds_any_character(user: str, password: str, vhost: str, tmp_path: Path) -> None:
+    program = tmp_path / "show.py"
+    program.write_text("import os; print(os.environ['RABBITMQ_URL'])")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RABBITMQ_")}
+    printed = subprocess.run(
+        [sys.executable, str(ROOT / "deploy/container.py"), str(program)],
+        env={**kept, "RABBITMQ_USER": user, "RABBITMQ_PASSWORD": password, "RABBITMQ_VHOST": vhost},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    parameters = pika.URLParameters(printed.strip())
+    credentials = parameters.credentials
+    assert isinstance(credentials, pika.PlainCredentials)
+    assert (credentials.username, credentials.password, parameters.virtual_host) == (user, password, vhost)
