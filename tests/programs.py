@@ -78,7 +78,8 @@ class Program:
 
 def copy_project(folder: Path) -> None:
     """A copy of what a user of the project needs, without what git ignores."""
-    names = ("*.py", "workqueue/*.py", "*.yml", "scripts/*", "requirements*.txt", ".env.example")
+    names = ("*.py", "workqueue/*.py", "*.yml", "scripts/*", "examples/*", "lessons/*", "deploy/*", "docs/*", "*.md")
+    names += ("requirements*.txt", ".env.example")
     for path in (path for name in names for path in ROOT.glob(name)):
         if path.is_file():
             target = folder / path.relative_to(ROOT)
