@@ -1,10 +1,11 @@
-"""Writes into README.md what is generated from the code: the help of both programs, and the table of settings.
+"""Writes into docs/reference.md what is generated from the code: the help of both programs, and the table of settings.
 
 readme.py           rewrites the parts between <!-- NAME --> and <!-- end --> in place
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import config
+
+PAGE = "docs/reference.md"
 
 
 def help_of(program: str) -> str:
@@ -43,11 +46,12 @@ def generated(text: str) -> str:
     for name, make in parts.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
         head, found, rest = text.partition(begin)
-        assert found, f"README.md has no {begin}"
+        assert found, f"{PAGE} has no {begin}"
         text = head + begin + make() + "\n" + end + rest.partition(end)[2]
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(generated(readme.read_text()))
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    page = ROOT / PAGE
+    page.write_text(generated(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -78,8 +78,8 @@ class Program:
 
 def copy_project(folder: Path) -> None:
     """A copy of what a user of the project needs, without what git ignores."""
-    code = ("*.py", "workqueue/*.py", "scripts/**/*.py", "scripts/*.sh", "deploy/*", "examples/*.py", "lessons/*")
-    names = (*code, "*.yml", "requirements*.txt", ".env.example")
+    folders = ("workqueue", "scripts", "examples", "lessons", "deploy", "docs")
+    names = ("*.py", "*.yml", "*.md", "requirements*.txt", ".env.example", *(f"{folder}/*" for folder in folders))
     for path in (path for name in names for path in ROOT.glob(name)):
         if path.is_file():
             target = folder / path.relative_to(ROOT)
