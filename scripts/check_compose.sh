@@ -39,6 +39,7 @@ say "Building, and starting RabbitMQ and three workers ..."
 docker compose up --build --detach --scale worker=3 >"$work/log" 2>&1 || failed
 docker compose run --rm sender 2>/dev/null | grep -qx "8 tasks sent, 8 confirmed" || die 1 "the sender did not confirm its tasks"
 until_completed 8
+# what people are told to use: docker compose logs --follow worker
 docker compose logs --no-log-prefix worker | grep "Waiting for tasks in check (prefetch 2)" >/dev/null || die 1 "the workers did not get the settings"
 
 say "Scaling to five workers ..."

@@ -53,44 +53,51 @@ def matches(expected: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
 
 
+STOP = "<!-- stop the terminals -->"
+
+
 @pytest.mark.parametrize("page", [page for page in TEXTS if page != LESSONS and of_page(page, "console")])
 def test_the_console_blocks_do_what_they_show(page: str, bench: Bench, tmp_path: Path) -> None:
-    """In order, in a copy of the project. A block with a name is a terminal that goes on until the end of the page."""
+    """In order, in a copy of the project."""
     copy_project(tmp_path)
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     environment |= {"RABBITMQ_URL": bench.url, "TASK_QUEUE": bench.queue}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    for part in TEXTS[page].split(STOP):
+        run_consoles(part, bench, tmp_path, environment)
+
+
+def run_consoles(text: str, bench: Bench, folder: Path, environment: dict[str, str]) -> None:
+    """A block with a name is a terminal, which goes on until the end of the text."""
     terminals: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+
+    def start(command: str, output: Path) -> subprocess.Popen[bytes]:
+        with output.open("wb") as file:
+            files = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+            return subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, **files)  # type: ignore[call-overload,no-any-return]
+
+    def must_match(expected: str, output: Path) -> None:
+        printed = output.read_text().replace(bench.queue, "task_queue")
+        assert matches(expected, printed), f"{printed}\n--- expected:\n{expected}"
+
     try:
-        for number, (terminal, text) in enumerate(of_page(page, "console")):
-            for command, expected in re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
-                output = tmp_path / f"{number}.output"
-                with output.open("wb") as file:
-                    process = subprocess.Popen(
-                        ["bash", "-c", f"exec {command}" if terminal else command],
-                        cwd=tmp_path,
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
+        for language, terminal, block in BLOCK.findall(text):
+            found = re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+            for command, expected in found if language == "console" else []:
+                output = folder / f"{len(list(folder.iterdir()))}.output"
                 if terminal:
+                    process = start(f"exec {command}", output)
                     terminals.append((expected, process, output))
                     until(lambda output=output: "Waiting for tasks" in output.read_text(), command)  # type: ignore[misc]
-                    continue
-                process.wait(60)
-                printed = output.read_text().replace(bench.queue, "task_queue")
-                assert matches(expected, printed), f"$ {command}\n{printed}\n--- {page}:\n{expected}"
+                else:
+                    start(command, output).wait(60)
+                    must_match(expected, output)
         if terminals:
             until(lambda: bench.ready() == 0, "an empty queue", seconds=60)
         for expected, process, output in terminals:
             process.send_signal(signal.SIGINT)
-            process.wait(20)
-
-            def as_shown(expected: str = expected, output: Path = output) -> bool:
-                return matches(expected, output.read_text().replace(bench.queue, "task_queue"))
-
-            until(as_shown, f"what {page} shows of a terminal:\n{expected}\n--- {output.read_text()}", seconds=30)
+            process.wait(30)
+            must_match(expected, output)
     finally:
         for _, process, _ in terminals:
             if process.poll() is None:
