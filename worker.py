@@ -39,7 +39,8 @@ from workqueue.streams import OutputClosed, fill_missing_streams, hurry, note
 
 TICK_SECONDS = 0.1  # how often the main thread looks at everything, if nobody wakes it
 LASTING_SECONDS = 5.0  # a connection that held for so long worked, though it delivered nothing
-LAST_SECONDS = 5.0  # how long a worker that stops tries to acknowledge what it finished while a connection was lost
+LAST_SECONDS = 5.0  # how long a worker that stops waits until the broker has all acknowledgements
+COPIES_SECONDS = 0.8  # the same for copies: a task without one is given back
 
 
 class Worker:
@@ -172,14 +173,14 @@ class Worker:
         if not self.stopping or self.hands.running:
             return False
         self.all_settled_at = self.all_settled_at or time.monotonic()
-        left = self.hands.in_hand or self.hands.awaited
-        return not left or time.monotonic() - self.all_settled_at > LAST_SECONDS
+        patience = LAST_SECONDS if self.hands.awaited else COPIES_SECONDS if self.hands.in_hand else 0.0
+        return time.monotonic() - self.all_settled_at >= patience
 
     def goodbye(self) -> int:
         exit_code = 0
         if self.hands.in_hand or self.hands.awaited:
             exit_code = 1
-            self.output.note("no broker to acknowledge to: what was finished will be delivered again")
+            self.output.note("no broker to acknowledge to: what was finished may be delivered again")
         self.output.event("worker_stopped", completed=self.reports.completed)
         return exit_code
 
