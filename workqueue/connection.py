@@ -373,7 +373,7 @@ class Channel:
 
     def close(self) -> None:
         """Gives back what was delivered here and is not settled."""
-        with suppress(AMQPError, BrokerError):
+        with suppress(Exception):  # it has ended, for whatever reason
             self._rpc(self._close)
 
     def _rpc(self, ask: Callable[[Callable[[Any], None]], Any]) -> Any:
