@@ -38,7 +38,7 @@ from workqueue.reports import Reports
 from workqueue.streams import OutputClosed, fill_missing_streams, hurry, note
 
 TICK_SECONDS = 0.1  # how often the main thread looks at everything, if nobody wakes it
-LASTING_SECONDS = 5.0  # a connection that held for so long worked, though it delivered nothing
+LASTING_SECONDS = 5.0  # a connection that held for so long worked, though no task was completed by it
 LAST_SECONDS = 5.0  # how long a worker that stops waits until the broker has all acknowledgements
 COPIES_SECONDS = 0.8  # the same for copies: a task without one is given back
 
@@ -73,7 +73,7 @@ class Worker:
             Thread(target=self.work, name="work", daemon=True).start()
         delays = backoff()
         while not self.may_end():
-            connected_at = time.monotonic()
+            connected_at, completed = time.monotonic(), self.reports.completed
             try:
                 with dial(self.settings, self.name, self.may_end) as connection:
                     connected_at = time.monotonic()
@@ -85,7 +85,7 @@ class Worker:
                 failure = explain(error, self.settings)
             if isinstance(failure, HOPELESS):
                 raise failure
-            if time.monotonic() - connected_at > LASTING_SECONDS:
+            if time.monotonic() - connected_at > LASTING_SECONDS or self.reports.completed > completed or self.stopping:
                 delays = backoff()
             self.lose_connection(failure, next(delays))
         return self.goodbye()

@@ -32,7 +32,7 @@ PARKED_AFTER_SECONDS = 1.0  # what waits for its copy for longer holds no place 
 MOST_PARKED = 1000
 REMEMBERED = 1000  # deliveries that are expected to come again
 CLAIM_SECONDS = 0.1  # before it is asked again for what has not come back; then twice as long, up to a second
-MOST_CLAIMS = 4  # what was acknowledged and has not come back by then had arrived
+MOST_CLAIMS = 5  # what is finished and has not come back by then is with another worker, or had arrived
 SUSPECTS = 10  # redelivered tasks in a row; more of them come from a crash of the broker, not from dead workers
 
 
@@ -224,7 +224,7 @@ class Hands:
         if self._claims >= MOST_CLAIMS:
             with self._guard:
                 for known in self._expected.values():
-                    known[:] = [delivery for delivery in known if not delivery.reported]
+                    known[:] = [delivery for delivery in known if not delivery.settled_at]
 
     def _missing(self) -> int:
         """How many are to be claimed. Of what was acknowledged most has arrived: it is asked for at the end only."""
