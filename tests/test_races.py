@@ -290,7 +290,8 @@ def test_a_signal_handler_may_submit_whatever_it_interrupts(connection: Connecti
     previous = signal.signal(signal.SIGALRM, lambda *_: connection.submit(lambda: calls.append(1)))
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
     try:
-        until(lambda: [connection.submit(lambda: None) for _ in range(100)] and len(calls) > 300, "calls")
+        while len(calls) < 300:
+            connection.submit(lambda: None)
         with connection._loop._poller._waking_mutex:  # type: ignore[attr-defined]
             seen = len(calls)
             until(lambda: len(calls) > seen + 10, "calls of the handler while the lock is held", 5)
@@ -407,7 +408,7 @@ def test_no_task_begins_before_the_worker_says_that_it_is_ready(
                 time.sleep(0.3)
             event(name, **details)
 
-        found.worker.output.event = slow_to_say  # type: ignore[method-assign]
+        found.worker.output.event = slow_to_say  # type: ignore[assignment,method-assign]
         until(lambda: found.count("task_completed"), "the task")
     assert found.events[:2] == ["worker_ready", "task_started"]
 
