@@ -38,8 +38,9 @@ from workqueue.reports import Reports
 from workqueue.streams import OutputClosed, fill_missing_streams, hurry, note
 
 TICK_SECONDS = 0.1  # how often the main thread looks at everything, if nobody wakes it
-LASTING_SECONDS = 5.0  # a connection that held for so long worked, though it delivered nothing
-LAST_SECONDS = 5.0  # how long a worker that stops tries to acknowledge what it finished while a connection was lost
+LASTING_SECONDS = 5.0  # a connection that held for so long worked, though no task was completed by it
+LAST_SECONDS = 5.0  # how long a worker that stops waits until the broker has all acknowledgements
+COPIES_SECONDS = 0.8  # the same for copies: a task without one is given back
 
 
 class Worker:
@@ -72,7 +73,7 @@ class Worker:
             Thread(target=self.work, name="work", daemon=True).start()
         delays = backoff()
         while not self.may_end():
-            connected_at = time.monotonic()
+            connected_at, completed = time.monotonic(), self.reports.completed
             try:
                 with dial(self.settings, self.name, self.may_end) as connection:
                     connected_at = time.monotonic()
@@ -84,7 +85,7 @@ class Worker:
                 failure = explain(error, self.settings)
             if isinstance(failure, HOPELESS):
                 raise failure
-            if time.monotonic() - connected_at > LASTING_SECONDS:
+            if time.monotonic() - connected_at > LASTING_SECONDS or self.reports.completed > completed or self.stopping:
                 delays = backoff()
             self.lose_connection(failure, next(delays))
         return self.goodbye()
@@ -174,14 +175,14 @@ class Worker:
         if not self.stopping or self.hands.running:
             return False
         self.all_settled_at = self.all_settled_at or time.monotonic()
-        left = self.hands.in_hand or self.hands.awaited
-        return not left or time.monotonic() - self.all_settled_at > LAST_SECONDS
+        patience = LAST_SECONDS if self.hands.awaited else COPIES_SECONDS if self.hands.in_hand else 0.0
+        return time.monotonic() - self.all_settled_at >= patience
 
     def goodbye(self) -> int:
         exit_code = 0
         if self.hands.in_hand or self.hands.awaited:
             exit_code = 1
-            self.output.note("no broker to acknowledge to: what was finished will be delivered again")
+            self.output.note("no broker to acknowledge to: what was finished may be delivered again")
         self.output.event("worker_stopped", completed=self.reports.completed)
         return exit_code
 

@@ -46,7 +46,8 @@ class Acknowledgements:
             self._done.add(tag)
 
     def may_come_back(self, tag: int) -> bool:
-        """Whether the broker may not have its acknowledgement."""
+        """Whether the broker may not have its acknowledgement. For any thread: `write` and `_question` add a tag to
+        the next of these before they take it from the one before."""
         return tag in self._outstanding or tag in self._written or tag in self._asked
 
     def write(self) -> None:
@@ -60,11 +61,11 @@ class Acknowledgements:
             last = tag
         if last:
             self._write(last, True)
+        self._written |= self._done
         for tag in self._done:
             if tag > last:
                 self._write(tag, False)
             del self._outstanding[tag]
-        self._written |= self._done
         self._done.clear()
         if not self._asking:
             self._asking = True

@@ -32,6 +32,7 @@ from workqueue.wire import Wire
 SHORT_SECONDS = 0.001  # what comes of a delivery within so long is waited for, which is quicker than to be woken for it
 CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to stop
 CLOSE_SECONDS = 5.0  # how long a broker has to say good-bye
+HURRIED_SECONDS = 0.3  # the same, where it has not answered before and we were told to stop
 CANCELLED = "the broker cancelled the consumer, as it does when the queue is deleted or its node goes"
 
 T = TypeVar("T")
@@ -79,8 +80,9 @@ class _Loop(IOLoop):
         self.calls.put(call)
         if self._asleep:
             self._asleep = False
-            with suppress(OSError):  # somebody has closed our descriptors: the loop finds that out by itself
-                self.add_callback_threadsafe(never)  # only to wake it
+            # not pika's add_callback_threadsafe: a signal may come while its lock is held, and its handler would wait
+            with suppress(OSError, AttributeError):  # the loop has ended
+                self._poller._w_interrupt.send(b"X")  # type: ignore[attr-defined]
 
     def _get_remaining_interval(self) -> float | None:
         self._asleep = True  # pika asks this right before it sleeps
@@ -138,10 +140,10 @@ class Connection:
         """A new channel. Raises the reason if the connection ends first."""
         return Channel(self)
 
-    def close(self) -> None:
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
         """Writes what is to be written, says good-bye, and ends the connection's thread. Never raises."""
         self.submit(self._close)
-        if threading.current_thread() is not self.thread and not self._ended.wait(CLOSE_SECONDS):
+        if threading.current_thread() is not self.thread and not self._ended.wait(patience):
             self.abort()
 
     def abort(self) -> None:
@@ -161,8 +163,8 @@ class Connection:
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(HURRIED_SECONDS if kind is Stopped else CLOSE_SECONDS)
 
     # On the connection's thread
 
@@ -181,6 +183,8 @@ class Connection:
         except BaseException as error:  # whatever it was, nobody answers heartbeats any more
             self._on_end(self._wire, error)
         finally:
+            with suppress(Exception):
+                loop.make_calls(0)  # who made them is told that it is too late
             with suppress(Exception):
                 loop.deactivate_poller()
             with suppress(Exception):
@@ -259,9 +263,10 @@ class Channel:
         """
 
         def deliver(wire: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
-            self.acknowledgements.delivered(method.delivery_tag)
-            self.connection._has_delivered()
-            on_message_callback(self, method, properties, body)
+            if self.is_open:
+                self.acknowledgements.delivered(method.delivery_tag)
+                self.connection._has_delivered()
+                on_message_callback(self, method, properties, body)
 
         self._rpc(
             lambda done: self._wire.basic_consume(queue, deliver, consumer_tag=consumer_tag or None, callback=done)
@@ -273,6 +278,7 @@ class Channel:
         def cancel(done: Callable[[Any], None]) -> None:
             if consumer_tag in self._wire.consumer_tags:
                 self._wire.basic_cancel(consumer_tag, callback=done)
+                self._wire._cancelled.discard(consumer_tag)  # or pika itself would give back what is on its way
             else:
                 done(None)
 
@@ -367,7 +373,7 @@ class Channel:
 
     def close(self) -> None:
         """Gives back what was delivered here and is not settled."""
-        with suppress(AMQPError, BrokerError):
+        with suppress(Exception):  # it has ended, for whatever reason
             self._rpc(self._close)
 
     def _rpc(self, ask: Callable[[Callable[[Any], None]], Any]) -> Any:

@@ -31,6 +31,8 @@ from workqueue.deliveries import Delivery, Outcome
 PARKED_AFTER_SECONDS = 1.0  # what waits for its copy for longer holds no place any more
 MOST_PARKED = 1000
 REMEMBERED = 1000  # deliveries that are expected to come again
+CLAIM_SECONDS = 0.1  # before it is asked again for what has not come back; then twice as long, up to a second
+MOST_CLAIMS = 5  # what is finished and has not come back by then is with another worker, or had arrived
 SUSPECTS = 10  # redelivered tasks in a row; more of them come from a crash of the broker, not from dead workers
 
 
@@ -49,6 +51,8 @@ class Hands:
         self._place = 0  # the number of the consumer of now
         self._limit = 0  # its prefetch
         self._redelivered_in_a_row = 0
+        self._claims = 0  # since a connection was lost
+        self._claim_at = 0.0
 
     # A task's way
 
@@ -56,20 +60,12 @@ class Hands:
         """A delivery has come. On the connection's thread."""
         delivery = Delivery(channel, method.delivery_tag, method.redelivered, properties, body, self._place)
         with self._guard:
-            earlier = self._recognize(delivery)
-            if earlier is None:
-                in_a_row = self._redelivered_in_a_row = self._redelivered_in_a_row + 1 if delivery.redelivered else 0
-                delivery.suspect = 0 < in_a_row <= max(SUSPECTS, self._prefetch_count)
-                self._in_hand[delivery] = None
-                self._held.put(delivery)
+            if self._has_come_again(delivery):
                 return
-            earlier.channel, earlier.tag, earlier.place = channel, delivery.tag, self._place
-            earlier.lost = False
-        if earlier.settled_at:
-            channel.basic_ack(earlier.tag)
-            self._remember(earlier)
-            if not earlier.reported:
-                self._on_return(earlier)
+            in_a_row = self._redelivered_in_a_row = self._redelivered_in_a_row + 1 if delivery.redelivered else 0
+            delivery.suspect = 0 < in_a_row <= max(SUSPECTS, self._prefetch_count)
+            self._in_hand[delivery] = None
+            self._held.put(delivery)
 
     def next(self) -> Delivery:
         """The next one that is held; waits for it. It may be given back until `begin` says yes."""
@@ -99,6 +95,7 @@ class Hands:
                 return False
             delivery.settled(outcome)
             if not delivery.channel.is_open:
+                self._expect(delivery)  # nobody may have said yet that it is lost
                 return False
             delivery.channel.basic_ack(delivery.tag)
             self._remember(delivery)
@@ -137,13 +134,14 @@ class Hands:
     def lose(self) -> list[Delivery]:
         """The connection is lost. Returns what goes on without it, and did not before."""
         with self._guard:
-            self._drop_held()
-            self._limit = self._redelivered_in_a_row = 0
+            keys = [delivery.key for delivery in self._drop_held()]
+            self._limit = self._redelivered_in_a_row = self._claims = 0
+            self._claim_at = 0.0
             for delivery in self._in_hand:
                 self._expect(delivery)
             uncertain = [d for d in self._acknowledged if d.channel.acknowledgements.may_come_back(d.tag)]
             self._acknowledged.clear()
-            keys = [delivery.key for delivery in uncertain]
+            keys += [delivery.key for delivery in uncertain]
             for delivery in uncertain:
                 # of two messages that are equal, nobody can say which has arrived
                 if delivery.key not in self._expected and keys.count(delivery.key) == 1:
@@ -167,9 +165,24 @@ class Hands:
     def _forget_old(self) -> None:
         now = time.monotonic()
         for key, known in list(self._expected.items()):
-            known[:] = [d for d in known if not d.reported or now - d.settled_at < self._forget_after]
+            known[:] = [d for d in known if not d.settled_at or now - d.settled_at < self._forget_after]
             if not known or len(self._expected) > REMEMBERED:
                 del self._expected[key]
+
+    def _has_come_again(self, delivery: Delivery) -> bool:
+        """If so, the new delivery is the one to be acknowledged: now, if the task is finished."""
+        with self._guard:
+            earlier = self._recognize(delivery)
+            if earlier is None:
+                return False
+            earlier.channel, earlier.tag, earlier.place = delivery.channel, delivery.tag, self._place
+            earlier.lost = False
+            if earlier.settled_at:
+                earlier.channel.basic_ack(earlier.tag)
+                self._remember(earlier)
+                if not earlier.reported:
+                    self._on_return(earlier)
+            return True
 
     def _recognize(self, delivery: Delivery) -> Delivery | None:
         """The lost delivery that this one repeats, if that is certain.
@@ -190,14 +203,33 @@ class Hands:
         return None
 
     def claim_back(self, channel: Channel, queue: str) -> None:
-        """Asks for what still runs here, or is finished, before another worker begins it again."""
-        for _ in range(self.in_hand + self.awaited):
+        """Asks for what still runs here, or is finished, before another worker begins it again. Gives back all else.
+
+        May be called again and again: what has not come back is asked for less and less often.
+        """
+        if time.monotonic() < self._claim_at:
+            return
+        others = []
+        for _ in range(self._missing()):
             found = channel.basic_get(queue)
             if found is None:
                 break
-            self.take(channel, *found)
-        if 0 < self._prefetch_count < self.in_hand:
-            self.give_back_held()
+            method, properties, body = found
+            if not self._has_come_again(Delivery(channel, method.delivery_tag, method.redelivered, properties, body)):
+                others.append(method.delivery_tag)
+        for tag in others:
+            channel.basic_nack(tag)
+        self._claims += 1
+        self._claim_at = time.monotonic() + min(1.0, CLAIM_SECONDS * 2**self._claims)
+        if self._claims >= MOST_CLAIMS:
+            with self._guard:
+                for known in self._expected.values():
+                    known[:] = [delivery for delivery in known if not delivery.settled_at]
+
+    def _missing(self) -> int:
+        """How many are to be claimed. Of what was acknowledged most has arrived: it is asked for at the end only."""
+        with self._guard:
+            return sum(not d.reported or self._claims > 0 for known in self._expected.values() for d in known)
 
     # Places
 
@@ -212,9 +244,12 @@ class Hands:
 
     @property
     def awaited(self) -> int:
-        """Tasks that are finished here, and have to come again to be acknowledged."""
+        """Tasks that are finished here, and whose acknowledgement is not known to have arrived: it is on its way, or
+        they have to come again. Those that have not come for long are with another worker."""
         with self._guard:
-            return sum(1 for known in self._expected.values() for delivery in known if not delivery.reported)
+            since = max(0.0, time.monotonic() - self._forget_after)
+            on_their_way = sum(d.channel.acknowledgements.may_come_back(d.tag) for d in self._acknowledged)
+            return on_their_way + sum(d.settled_at > since for known in self._expected.values() for d in known)
 
     def room(self) -> int | None:
         """The prefetch of the consumer that there should be now; 0 is unlimited. None if the one of now is right.
