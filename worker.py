@@ -29,6 +29,7 @@ from workqueue.deliveries import Dead, Delivery, DeliveryLimit, Done, Outcome, P
 from workqueue.dialing import backoff, dial
 from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain
 from workqueue.events import WorkerOutput, in_words
+from workqueue.handlers import usable
 from workqueue.hands import Hands
 from workqueue.messages import DoesNotFit, copied
 from workqueue.processes import end, end_at_once, on_stop_signal
@@ -274,10 +275,10 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
                 "CONCURRENCY": ("--concurrency", arguments.concurrency),
             }
         )
+        handle = usable(handle or partial(tasks.simulate, seconds_per_difficulty=settings.seconds_per_difficulty))
     except config.SettingError as error:
         note(f"worker.py: {error}")
         return 2
-    handle = handle or partial(tasks.simulate, seconds_per_difficulty=settings.seconds_per_difficulty)
     output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1)
     worker = Worker(settings, handle, output, arguments.id, arguments.burst)
     on_stop_signal(worker.on_signal)
@@ -288,7 +289,7 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
         return end(error.exit_code)
     except OutputClosed as error:
         output.note(f"{error}: stopped, and what was running is given back")
-    except Exception as error:
+    except BaseException as error:  # SystemExit too, if it is what a thread has died of
         output.note(f"{in_words(error)}stopped, and what was running is given back")
     return end(1)
 
