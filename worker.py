@@ -232,7 +232,7 @@ class Worker:
                 self.put_aside(delivery, outcome, self.settings.retry_queue(delay), {"x-attempts": delivery.attempt})
             case Dead(problem, queue):
                 headers = {
-                    "x-error": problem.words[:1000],
+                    "x-error": problem.words,
                     "x-error-type": problem.kind,
                     "x-worker": self.name,
                     "x-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
