@@ -19,17 +19,21 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import worker
 from tasks import Attempt, Task
 
+FOLDER = Path.cwd()
+
 
 def ran(task: Task) -> None:
-    with Path("runs").open("a") as runs:
+    with (FOLDER / "runs").open("a") as runs:
         runs.write(f"{task.id}\n")
 
 
@@ -79,19 +83,29 @@ def with_subprocess(close_fds: str) -> None:
     script = "import os, signal; print(os.getpid()); os.kill(os.getpid(), signal.SIGTERM)"
     for more in ({}, {"preexec_fn": os.getpid}, {"start_new_session": True}):
         command = [sys.executable, "-c", script]
-        done = subprocess.run(command, stdout=subprocess.PIPE, close_fds=close_fds == "close", **more)  # type: ignore[call-overload]
+        done = subprocess.run(command, stdout=subprocess.PIPE, close_fds=close_fds == "close", **more)
         assert done.returncode == -signal.SIGTERM, done.returncode
 
 
-ENDS: dict[str, tuple[Callable[[], Any], int]] = {
+def end_by(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    sleep_long()
+
+
+def raise_signal(number: signal.Signals) -> None:
+    signal.raise_signal(number)
+    sleep_long()
+
+
+ENDS: dict[str, tuple[Callable[[], object], int]] = {
     "_exit": (lambda: os._exit(3), 3),
     "sys.exit": (lambda: sys.exit(3), 3),
     "sys.exit with words": (lambda: sys.exit("words"), 1),
     "sys.exit without": (lambda: sys.exit(), 0),
     "return": (lambda: None, 0),
     "raise": (lambda: 1 / 0, 1),
-    "SIGTERM": (lambda: (os.kill(os.getpid(), signal.SIGTERM), sleep_long()), -signal.SIGTERM),
-    "raise_signal": (lambda: (signal.raise_signal(signal.SIGTERM), sleep_long()), -signal.SIGTERM),
+    "SIGTERM": (lambda: end_by(signal.SIGTERM), -signal.SIGTERM),
+    "raise_signal": (lambda: raise_signal(signal.SIGTERM), -signal.SIGTERM),
 }
 
 
@@ -115,6 +129,20 @@ def with_interrupt(how: str) -> None:
             os._exit(5)
         os._exit(6)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def with_signals_at_once(how: str) -> None:
+    """A child that gets a signal before it has done anything."""
+    for number in (signal.SIGTERM, signal.SIGINT) * 20:
+        child = os.fork()
+        if child == 0:
+            try:
+                sleep_long()
+            finally:
+                os._exit(5)
+        os.kill(child, number)
+        found = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert found == -number or (found == 5 and number == signal.SIGINT), (number, found)
 
 
 def with_fork_in_a_thread(how: str) -> None:
@@ -167,7 +195,8 @@ def leave_running(task: Task, attempt: Attempt) -> None:
                 child_pid(grandchild)
                 os._exit(0)
             os.waitpid(child, 0)
-            return wait_if_told(task)
+            wait_if_told(task)
+            return
         case "Popen":
             child = subprocess.Popen(["sleep", "60"]).pid
         case "Popen, all open":
@@ -194,26 +223,43 @@ def leave_running(task: Task, attempt: Attempt) -> None:
     wait_if_told(task)
 
 
+def leave_running_after_failure(task: Task, attempt: Attempt) -> None:
+    if task.task == "fails":
+        raise RuntimeError("no luck")
+    leave_running(task, attempt)
+
+
 def wait_if_told(task: Task) -> None:
     if task.difficulty:
         time.sleep(task.difficulty)
 
 
+def links() -> list[str]:
+    """The sockets of this process that lead to the broker."""
+    port = f":{urlsplit(os.environ['RABBITMQ_URL']).port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    to_broker = {f"socket:[{fields[9]}]" for fields in lines if fields[2].endswith(port)}
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that lists
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [what for what in found if what in to_broker]
+
+
 def fork_while_connecting(task: Task, attempt: Attempt) -> None:
-    """Forks, again and again, children that live on, while the worker makes its connections."""
+    """Forks again and again, while the worker loses and makes connections, and says how many children had a link."""
     ran(task)
+    if task.task == "fails":
+        raise RuntimeError("no luck")
     until = time.monotonic() + task.difficulty
-    children = []
+    codes = []
     while time.monotonic() < until:
         child = os.fork()
         if child == 0:
-            sleep_long()
-            os._exit(0)
-        children.append(child)
-        time.sleep(0.002)
-    child_pid(os.getpid())
-    Path("children").write_text(" ".join(map(str, children)))
-    time.sleep(60)
+            time.sleep(0.01)  # a socket that was forked before it was connected is connected now
+            os._exit(len(links()))
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    Path("codes").write_text(" ".join(map(str, codes)))
 
 
 # What a task may do to its own process: the task's name says it
@@ -236,20 +282,11 @@ class Interrupting(Unspeakable):
     failure = KeyboardInterrupt
 
 
-class OfNoName(type):
-    @property
-    def __name__(cls) -> str:  # type: ignore[override]
-        raise RuntimeError("no name")
-
-
-class Nameless(Exception, metaclass=OfNoName):
-    pass
-
-
 class OddNotes(Exception):
-    @property
-    def __notes__(self) -> list[str]:
-        raise SystemExit("no notes")
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__notes__":
+            raise SystemExit("no notes")
+        return super().__getattribute__(name)
 
 
 class Base(BaseException):
@@ -264,7 +301,6 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "unspeakable": Unspeakable,
     "silent": Silent,
     "interrupting": Interrupting,
-    "nameless": Nameless,
     "odd notes": OddNotes,
     "base": Base,
     "huge": lambda: RuntimeError("x" * 50_000_000),
@@ -296,17 +332,15 @@ def raise_it(task: Task, attempt: Attempt) -> None:
 def close_epoll() -> None:
     """What an I/O thread waits with."""
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with suppress(OSError):
             if "eventpoll" in os.readlink(f"/proc/self/fd/{name}"):
                 os.close(int(name))
-        except OSError:
-            pass
 
 
 def stop_thread(name: str, error: type[BaseException]) -> None:
     """A recipe of many: has an exception raised in another thread."""
     for thread in threading.enumerate():
-        if thread.name == name:
+        if thread.name == name and thread is not threading.current_thread():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
 
 
@@ -323,7 +357,7 @@ def reuse_descriptors() -> None:
         os.open("/dev/null", os.O_RDWR)
 
 
-ABUSES: dict[str, Callable[[], Any]] = {
+ABUSES: dict[str, Callable[[], object]] = {
     "closerange": lambda: os.closerange(3, 4096),
     "closerange all": lambda: os.closerange(0, 4096),
     "reuse": reuse_descriptors,
@@ -334,15 +368,14 @@ ABUSES: dict[str, Callable[[], Any]] = {
     "stderr None": lambda: setattr(sys, "stderr", None),
     "epoll": close_epoll,
     "connection thread": lambda: stop_thread("connection", SystemExit),
-    "publisher thread": lambda: stop_thread("publisher", SystemExit),
     "main thread": lambda: stop_thread("MainThread", SystemExit),
     "work thread": lambda: stop_thread("work", SystemExit),
-    "recursion limit": lambda: sys.setrecursionlimit(30),
+    "recursion limit": lambda: sys.setrecursionlimit(10_000),
     "folder": remove_folder,
-    "faulthandler": lambda: (faulthandler.enable(), faulthandler.dump_traceback()),
+    "faulthandler": lambda: faulthandler.dump_traceback(2),
     "switch interval": lambda: sys.setswitchinterval(1),
     "umask": lambda: os.umask(0o777),
-    "no tracebacks": lambda: setattr(sys, "excepthook", None),
+    "no tracebacks": lambda: setattr(sys, "excepthook", print),
     "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
     "SIGINT": lambda: signal.raise_signal(signal.SIGINT),
     "SIGCHLD": lambda: signal.raise_signal(signal.SIGCHLD),
@@ -354,16 +387,14 @@ ABUSES: dict[str, Callable[[], Any]] = {
 
 def abuse(task: Task, attempt: Attempt) -> None:
     """Once a name: later runs of the same task, in this process or another, do nothing."""
-    path = Path.cwd() if task.task != "folder" else Path("/proc/self/cwd")
-    marker = path / f"abused {task.task}"
-    with (path / "runs").open("a") as runs:
-        runs.write(f"{task.id}\n")
+    ran(task)
+    marker = FOLDER / f"abused {task.task}"
     if task.task in ABUSES and not marker.exists():
         marker.touch()
         ABUSES[task.task]()
     if task.difficulty:
         time.sleep(task.difficulty)
-    if task.task == "fails":
+    if task.task.startswith("fails"):
         raise RuntimeError("no luck")
 
 
@@ -389,7 +420,7 @@ async def asynchronous_generator(task: Task, attempt: Attempt) -> Any:
     yield 1
 
 
-class Callable_:  # noqa: N801
+class Callable_:
     async def __call__(self, task: Task, attempt: Attempt) -> None:
         raise AssertionError("run")
 
