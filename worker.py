@@ -28,9 +28,10 @@ from workqueue.deliveries import Dead, Delivery, DeliveryLimit, Done, Outcome, P
 from workqueue.dialing import backoff, dial
 from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain
 from workqueue.events import WorkerOutput, in_words
-from workqueue.handlers import HandlerError, check, chosen_handler
+from workqueue.handlers import usable
 from workqueue.hands import Hands
 from workqueue.messages import DoesNotFit, copied
+from workqueue.modules import chosen_handler
 from workqueue.processes import end, end_at_once, on_stop_signal
 from workqueue.publisher import Publisher
 from workqueue.queues import declare_queues, ready_tasks
@@ -234,7 +235,7 @@ class Worker:
                 self.put_aside(delivery, outcome, self.settings.retry_queue(delay), {"x-attempts": delivery.attempt})
             case Dead(problem, queue):
                 headers = {
-                    "x-error": problem.words[:1000],
+                    "x-error": problem.words,
                     "x-error-type": problem.kind,
                     "x-worker": self.name,
                     "x-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -278,9 +279,8 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
             }
         )
         simulates = not (handle or arguments.handlers)
-        handle = handle or chosen_handler(arguments.handlers, settings)
-        check(handle)
-    except (config.SettingError, HandlerError) as error:
+        handle = usable(handle) if handle else chosen_handler(arguments.handlers, settings)
+    except config.SettingError as error:
         note(f"worker.py: {error}")
         return 2
     output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1, simulates)
@@ -293,7 +293,7 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
         return end(error.exit_code)
     except OutputClosed as error:
         output.note(f"{error}: stopped, and what was running is given back")
-    except Exception as error:
+    except BaseException as error:  # SystemExit too, if it is what a thread has died of
         output.note(f"{in_words(error)}stopped, and what was running is given back")
     return end(1)
 

@@ -40,6 +40,7 @@ Call = Callable[[], Any]
 OnMessage = Callable[["Channel", Any, BasicProperties, bytes], None]
 
 open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+making_sockets = threading.RLock()  # a fork waits for it, so that no child has a socket that nobody knows of yet
 
 
 def never() -> bool:
@@ -121,8 +122,8 @@ class Connection:
         self._wire.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
         self._delivered = False
         self.thread = threading.Thread(target=self._run, name="connection", daemon=True)
-        self.thread.start()
         open_connections.add(self)
+        self.thread.start()
         wait_for(self._opened, never)  # pika's own time-outs bound this
 
     # For any thread
@@ -153,8 +154,7 @@ class Connection:
 
     def forget_socket(self) -> None:
         """For a child process: the parent's connection must end when the parent closes it."""
-        with suppress(OSError, AttributeError):
-            self._wire.socket.close()
+        self._wire.forget_socket()
 
     def submit(self, call: Call) -> None:
         """Has the connection's thread make a call; it is dropped if the connection has ended."""
@@ -174,7 +174,8 @@ class Connection:
             loop.activate_poller()
             while not self._ended.is_set():
                 loop.poll()
-                loop.process_timeouts()
+                with making_sockets:
+                    loop.process_timeouts()
                 delivered, self._delivered = self._delivered, False
                 loop.make_calls(SHORT_SECONDS if delivered else 0)
                 for channel in self._channels:

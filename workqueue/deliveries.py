@@ -15,6 +15,8 @@ from tasks import Attempt, Task
 from workqueue.connection import Channel
 from workqueue.messages import count_of
 
+MOST_WORDS = 1000  # characters of an error that are kept
+
 
 class DeliveryLimit(Exception):
     """The task was begun too often without being settled: it may be what ends its workers."""
@@ -31,7 +33,7 @@ class Problem:
     def of(cls, error: BaseException) -> Problem:
         """In words that can be encoded, whatever was raised."""
         try:
-            words = str(error).encode(errors="backslashreplace").decode()
+            words = str(error)[:MOST_WORDS].encode(errors="backslashreplace").decode()
         except BaseException:
             words = "an error that cannot be put into words"
         return cls(words, type(error).__name__)

@@ -15,6 +15,7 @@ from pika import SSLOptions, URLParameters
 from config import Settings, tls_context
 from workqueue.connection import Connection, never, wait_for
 from workqueue.errors import FAILURES, NO_ADDRESS, REFUSES_CERTIFICATE, TIMED_OUT, BrokerError, Refused, explain
+from workqueue.streams import fill_missing_streams
 
 _last_good: list[str] = []  # the URL that answered last is tried first: another may be frozen, and cost its time-out
 
@@ -25,6 +26,7 @@ def dial(settings: Settings, name: str, interrupted: Callable[[], bool] = never)
     Raises BrokerError, and Stopped as soon as `interrupted` says so: on a thread of its own, since a name server or a
     broker that does not answer holds up whoever asks.
     """
+    fill_missing_streams()  # a handler may have closed them
     future: Future[Connection] = Future()
 
     def attempt() -> None:

@@ -1,92 +1,79 @@
-"""Handlers of one's own: `worker.py --handlers MODULE` imports the module, and runs what it registers."""
+"""Handlers: what can be one, and what may come out of it."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import os
 import sys
 import traceback
-from collections.abc import Iterable
 from functools import partial
+from typing import Any, NoReturn
 
-from config import Settings
-from tasks import HANDLERS, Attempt, Handler, Reject, Task, simulate
+from config import SettingError
+from tasks import Attempt, Handler, Task
 
-OURS = ("config", "sender", "tasks", "worker", "workqueue")
-
-
-class HandlerError(Exception):
-    """A module or a handler that cannot be used; the message is one line for people."""
+ASYNC = "only an event loop would run an async def: a handler is a plain function, which may call asyncio.run()"
 
 
-def chosen_handler(modules: Iterable[str], settings: Settings) -> Handler:
-    """What runs each task: the handlers of these modules, or without any module the simulated work.
-
-    Raises HandlerError.
-    """
-    modules = list(modules)
-    if not modules:
-        return partial(simulate, seconds_per_difficulty=settings.seconds_per_difficulty)
-    sys.path.insert(0, "")  # the current directory, wherever worker.py is
-    for module in modules:
-        _load(module)
-    if not HANDLERS:
-        raise HandlerError(f"--handlers {' '.join(modules)}: registers no handler: decorate one with @handles")
-    return dispatch
+def usable(handle: Handler) -> Handler:
+    """The handler, out of which comes nothing but what the worker can take. Raises SettingError if it is no handler."""
+    if reason := _why_not(handle):
+        raise SettingError(f"{handle!r:.200} cannot be a handler: {reason}")
+    return partial(_run, handle)
 
 
-def dispatch(task: Task, attempt: Attempt) -> None:
-    """Runs the handler that is registered for the task's name."""
-    handler = HANDLERS.get(task.task)
-    if handler is None:
-        raise Reject(f"no handler for {task.task!r}")
-    handler(task, attempt)
-
-
-def check(handler: object) -> None:
-    """Raises HandlerError for what would not work when it is called as `handler(task, attempt)`."""
-    if not callable(handler):
-        raise HandlerError(f"{handler!r} cannot be called")
-    inner: object = handler
-    while isinstance(inner, partial):
-        inner = inner.func
-    called = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner).__call__
-    name = getattr(inner, "__qualname__", repr(inner))
-    for kind, is_kind in _NEVER_RUN.items():
-        if is_kind(inspect.unwrap(called)):
-            raise HandlerError(f"the handler {name} is {kind}: its work would never be run; make it a plain def")
+def _why_not(handle: Any) -> str:
+    if not callable(handle):
+        return "it cannot be called"
+    if isinstance(handle, type):
+        return "it is a class: a handler is a function, or an object that can be called"
+    function: Any = handle
+    while isinstance(function, partial):
+        function = function.func
+    for called in (function, type(function).__call__):
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            return ASYNC
+        if inspect.isgeneratorfunction(called):
+            return "it is a generator, so that calling it runs nothing"
     try:
-        inspect.signature(handler).bind(None, None)
-    except TypeError:
-        raise HandlerError(f"the handler {name} must take two arguments: (task, attempt)") from None
-    except ValueError:  # of a built-in function, nobody knows
-        pass
+        inspect.signature(handle).bind("task", "attempt")
+    except TypeError as error:
+        return f"it must take two arguments, a task and an attempt ({error})"
+    except ValueError:  # one that is not written in Python does not say what it takes
+        return ""
+    return ""
 
 
-_NEVER_RUN = {
-    "an async def": inspect.iscoroutinefunction,
-    "an async generator": inspect.isasyncgenfunction,
-    "a generator": inspect.isgeneratorfunction,
-}
-
-
-def _load(module: str) -> None:
-    if module.partition(".")[0] in OURS:
-        raise HandlerError(f"--handlers {module}: is a module of this program: give yours another name")
-    known = dict(HANDLERS)
+def _run(handle: Any, task: Task, attempt: Attempt) -> None:
+    """Runs the handler. Raises what it raises, and TypeError if it returns work that nobody has done."""
+    process = os.getpid()
     try:
-        importlib.import_module(module)
-        for name in HANDLERS.keys() - known.keys():
-            check(HANDLERS[name])
-    except HandlerError as error:
-        raise HandlerError(f"--handlers {module}: {error}") from None
-    except BaseException as error:  # whatever a module does when it is imported
-        raise HandlerError(f"--handlers {module}: {_where(error)}") from None
+        returned = handle(task, attempt)
+    except BaseException as error:
+        if os.getpid() != process:
+            _end_child(error)
+        raise
+    if os.getpid() != process:
+        _end_child(None)
+    if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+        if inspect.iscoroutine(returned):
+            returned.close()
+        raise TypeError(f"the handler returned {type(returned).__name__}, which nobody runs: {ASYNC}")
 
 
-def _where(error: BaseException) -> str:
-    """The error in one line, and where in the module it came up."""
-    words = " ".join(traceback.format_exception_only(error)[-1].split())
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    last = frames[-1] if frames and frames[-1].filename != __file__ else None
-    return f"cannot be imported: {words}" + (f" ({last.filename}, line {last.lineno})" if last else "")
+def _end_child(error: BaseException | None) -> NoReturn:
+    """Ends a process that the handler has forked and that has left the handler: the worker's code is not for it."""
+    code: object = 0
+    try:
+        if isinstance(error, SystemExit):
+            code = error.code
+        elif error:
+            code = 1
+            traceback.print_exception(error)
+        if not isinstance(code, int | None):
+            print(code, file=sys.stderr)
+            code = 1
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(int(code or 0) & 0xFF if isinstance(code, int | None) else 1)

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from workqueue.connection import open_connections
-from workqueue.streams import note
+from workqueue.connection import making_sockets, open_connections
+from workqueue.streams import hurry, note
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEFTOVERS_SECONDS = 2.0  # how long an ending process waits for what handlers have left running
@@ -22,15 +22,33 @@ def on_stop_signal(handle: OnSignal) -> None:
     """Has SIGTERM and SIGINT handled, in this process and not in those that handlers fork."""
     for number in STOP_SIGNALS:
         signal.signal(number, handle)
-    os.register_at_fork(after_in_child=_be_a_plain_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_go_on, after_in_child=_be_a_plain_child)
+
+
+_blocked_before_fork: set[int] = set()  # guarded by making_sockets, as of which only one thread forks
+
+
+def _before_fork() -> None:
+    """What is sent to a child as soon as there is one waits until it has the handlers of a plain process."""
+    making_sockets.acquire()
+    _blocked_before_fork.update(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
+
+
+def _go_on() -> None:
+    blocked = _blocked_before_fork.copy()
+    _blocked_before_fork.clear()
+    making_sockets.release()
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _be_a_plain_child() -> None:
     """What a handler forks ends at a signal like any other process, and does not hold the link to the broker open."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     for connection in list(open_connections):
         connection.forget_socket()
+    _go_on()  # and ends here, if it was sent one already: a KeyboardInterrupt would be ignored in here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end_at_once(line: str) -> None:
@@ -49,6 +67,7 @@ def end(exit_code: int) -> int:
 
     def leave() -> None:
         time.sleep(LEFTOVERS_SECONDS)
+        hurry()
         note("what a handler has left running does not end: left without it")
         os._exit(exit_code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -38,10 +39,21 @@ def _single_task(arguments: argparse.Namespace) -> Task:
 
 
 def _tasks_of_file(path: str) -> Iterator[Task]:
-    """One task per line. Raises BadTask that names the line, or says why the file cannot be read."""
+    """One task per line. Raises BadTask that names the line, or says why the file cannot be read.
+
+    Blank lines may stand at the end, where many editors leave one. Elsewhere something is missing.
+    """
     name = "standard input" if path == "-" else path
+    blank = 0  # the first of the blank lines that were the last so far
     try:
         for number, line in enumerate(lines(path), start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                blank = blank or number
+                continue
+            if blank:
+                raise BadTask(f"{name}, line {blank}: is blank, and is not the last")
             try:
                 yield Task.decode(line)
             except BadTask as error:

@@ -74,7 +74,7 @@ def say(line: str) -> None:
     Straight to the file descriptor: nothing is buffered that an abrupt end could lose. Raises OutputClosed.
     """
     try:
-        _write_line(1, f"{line}\n".encode(getattr(sys.stdout, "encoding", None) or "utf-8", "backslashreplace"))
+        _write_line(1, f"{line}\n".encode(getattr(sys.__stdout__, "encoding", None) or "utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputClosed(f"standard output is gone ({error.strerror})") from None
 
@@ -87,7 +87,7 @@ def note(line: str) -> None:
     """
     text = "".join(f"{harmless(part, most=1000)}\n" for part in line.splitlines())
     with suppress(OSError):
-        _write_line(2, text.encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace"))
+        _write_line(2, text.encode(getattr(sys.__stderr__, "encoding", None) or "utf-8", "backslashreplace"))
 
 
 _hurry_since: float | None = None  # in seconds of time.monotonic()

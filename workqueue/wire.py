@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pika import SelectConnection, URLParameters
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.heartbeat import HeartbeatChecker
 
 ONE_WRITE = 2**16  # bytes that are held back at most, to be written together
@@ -20,6 +23,16 @@ class _SignsOfLife(HeartbeatChecker):
         super()._start_check_timer()  # type: ignore[misc]
 
 
+class _Services(SelectorIOServicesAdapter):
+    """pika's, which know the socket from before it connects: as its file descriptor, and as what that stands for."""
+
+    known = (-1, -1)
+
+    def connect_socket(self, sock: Any, resolved_addr: Any, on_done: Any) -> Any:
+        self.known = (sock.fileno(), os.fstat(sock.fileno()).st_ino)
+        return super().connect_socket(sock, resolved_addr, on_done)
+
+
 class Wire(SelectConnection):
     def __init__(
         self,
@@ -29,11 +42,21 @@ class Wire(SelectConnection):
         on_end: Callable[[Any, BaseException], None],
     ) -> None:
         self._held_back = bytearray()
-        super().__init__(parameters, on_open, on_end, on_end, custom_ioloop=loop)
+        self._services = _Services(loop)
+        super().__init__(parameters, on_open, on_end, on_end, custom_ioloop=self._services)
 
     @property
     def socket(self) -> Any:
         return self._transport._sock  # type: ignore[attr-defined]
+
+    def forget_socket(self) -> None:
+        """For a child process, which has inherited it: puts nothing in its place, whatever state it is in."""
+        descriptor, socket = self._services.known
+        with suppress(OSError):
+            if os.fstat(descriptor).st_ino == socket:  # it is closed, and the number another's, if not
+                nothing = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nothing, descriptor, inheritable=False)
+                os.close(nothing)
 
     def flush(self) -> None:
         """Writes what is held back: by itself, pika makes three system calls a frame."""
