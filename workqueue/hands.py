@@ -234,10 +234,13 @@ class Hands:
                 return None
             return max(0, self._prefetch_count - len(self._in_hand) + len(parked)) or None
 
-    def consumer_starts(self, limit: int) -> None:
-        """With a prefetch of `limit`; 0 is unlimited."""
+    def consumer_starts(self, limit: int, name: str) -> str:
+        """With a prefetch of `limit`; 0 is unlimited. Returns its tag: a new one, as long as deliveries of an earlier
+        consumer are in hand, since RabbitMQ would count those, or their acknowledgements, for the new one."""
         self._place += 1
         self._limit = limit or 2**31
+        with self._guard:
+            return f"{name}.{self._place}" if any(d.channel.is_open for d in self._in_hand) else name
 
     def consumer_stops(self) -> None:
         self._limit = 0
