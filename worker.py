@@ -39,7 +39,7 @@ from workqueue.streams import OutputClosed, fill_missing_streams, hurry, note
 
 TICK_SECONDS = 0.1  # how often the main thread looks at everything, if nobody wakes it
 LASTING_SECONDS = 5.0  # a connection that held for so long worked, though it delivered nothing
-LAST_SECONDS = 5.0  # how long a worker that stops tries to acknowledge what it finished while a connection was lost
+LAST_SECONDS = 2.0  # how long a worker that stops tries to have acknowledged, or put aside, what it has run
 
 
 class Worker:
