@@ -97,7 +97,7 @@ class Worker:
         self.hands.claim_back(channel, self.settings.task_queue)
         while not self.stopping:
             self.take_tasks(channel)
-            if self.burst and not self.hands.in_hand:  # nothing has come while we cancelled
+            if self.burst and not self.hands.busy:  # nothing has come while we cancelled
                 self.stopping = True
         if self.stopping and self.hands.in_hand:
             note(f"[{self.name}] stopping when what runs is done; once more to give it back")
@@ -132,7 +132,7 @@ class Worker:
 
     def nothing_to_do(self, channel: Channel) -> bool:
         """Whether nothing is in hand, nothing has come for a moment, and the queue is empty."""
-        if self.hands.in_hand:
+        if self.hands.busy:
             self.busy_at = time.monotonic()
         return time.monotonic() - self.busy_at > TICK_SECONDS and ready_tasks(channel, self.settings) == 0
 

@@ -206,6 +206,12 @@ class Hands:
         return len(self._in_hand)
 
     @property
+    def busy(self) -> bool:
+        """Whether there is more in hand than what waits for its copy, for long."""
+        with self._guard:
+            return not all(_is_parked(delivery) for delivery in self._in_hand)
+
+    @property
     def running(self) -> int:
         with self._guard:
             return sum(1 for delivery in self._in_hand if delivery.begun and not delivery.waits_since)
@@ -224,8 +230,7 @@ class Hands:
         if self._prefetch_count == 0:
             return None if self._limit else 0
         with self._guard:
-            now = time.monotonic()
-            parked = {d for d in self._in_hand if d.waits_since and now - d.waits_since > PARKED_AFTER_SECONDS}
+            parked = {d for d in self._in_hand if _is_parked(d)}
             if len(parked) > MOST_PARKED:
                 return None
             here = [d for d in self._in_hand if d.place == self._place and d.channel.is_open]
@@ -244,3 +249,7 @@ class Hands:
 
     def consumer_stops(self) -> None:
         self._limit = 0
+
+
+def _is_parked(delivery: Delivery) -> bool:
+    return 0 < delivery.waits_since < time.monotonic() - PARKED_AFTER_SECONDS
