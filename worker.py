@@ -99,8 +99,7 @@ class Worker:
         self.hands.claim_back(channel, self.settings.task_queue)
         while not self.stopping:
             self.take_tasks(channel)
-            channel.basic_cancel(self.name)
-            if self.burst and not self.hands.in_hand:  # nothing has come while we cancelled
+            if self.burst and not self.hands.busy:  # nothing has come while we cancelled
                 self.stopping = True
         if self.stopping and self.hands.in_hand:
             note(f"[{self.name}] stopping when what runs is done; once more to give it back")
@@ -117,23 +116,25 @@ class Worker:
         that is lost."""
         self.ready.clear()
         self.busy_at = time.monotonic()
+        consumer_tag = self.name
         while not (self.stopping or (self.burst and self.nothing_to_do(channel))):
             prefetch = self.hands.room()
             if prefetch is not None:
-                channel.basic_cancel(self.name)
-                self.hands.consumer_starts(prefetch)
+                channel.basic_cancel(consumer_tag)
+                consumer_tag = self.hands.consumer_starts(prefetch, self.name)
                 channel.basic_qos(prefetch_count=prefetch)
-                channel.basic_consume(self.settings.task_queue, self.hands.take, consumer_tag=self.name)
+                channel.basic_consume(self.settings.task_queue, self.hands.take, consumer_tag)
                 if not self.ready.is_set():
                     shown = self.settings.prefetch_count
                     self.output.event("worker_ready", queue=self.settings.task_queue, prefetch=shown)
                     self.ready.set()
             self.attend(channel)
         self.hands.consumer_stops()
+        channel.basic_cancel(consumer_tag)
 
     def nothing_to_do(self, channel: Channel) -> bool:
         """Whether nothing is in hand, nothing has come for a moment, and the queue is empty."""
-        if self.hands.in_hand:
+        if self.hands.busy:
             self.busy_at = time.monotonic()
         return time.monotonic() - self.busy_at > TICK_SECONDS and ready_tasks(channel, self.settings) == 0
 

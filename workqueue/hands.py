@@ -238,6 +238,12 @@ class Hands:
         return len(self._in_hand)
 
     @property
+    def busy(self) -> bool:
+        """Whether there is more in hand than what waits for its copy, for long."""
+        with self._guard:
+            return not all(_is_parked(delivery) for delivery in self._in_hand)
+
+    @property
     def running(self) -> int:
         with self._guard:
             return sum(1 for delivery in self._in_hand if delivery.begun and not delivery.waits_since)
@@ -259,8 +265,7 @@ class Hands:
         if self._prefetch_count == 0:
             return None if self._limit else 0
         with self._guard:
-            now = time.monotonic()
-            parked = {d for d in self._in_hand if d.waits_since and now - d.waits_since > PARKED_AFTER_SECONDS}
+            parked = {d for d in self._in_hand if _is_parked(d)}
             if len(parked) > MOST_PARKED:
                 return None
             here = [d for d in self._in_hand if d.place == self._place and d.channel.is_open]
@@ -269,10 +274,17 @@ class Hands:
                 return None
             return max(0, self._prefetch_count - len(self._in_hand) + len(parked)) or None
 
-    def consumer_starts(self, limit: int) -> None:
-        """With a prefetch of `limit`; 0 is unlimited."""
+    def consumer_starts(self, limit: int, name: str) -> str:
+        """With a prefetch of `limit`; 0 is unlimited. Returns its tag: a new one, as long as deliveries of an earlier
+        consumer are in hand, since RabbitMQ would count those, or their acknowledgements, for the new one."""
         self._place += 1
         self._limit = limit or 2**31
+        with self._guard:
+            return f"{name}.{self._place}" if any(d.channel.is_open for d in self._in_hand) else name
 
     def consumer_stops(self) -> None:
         self._limit = 0
+
+
+def _is_parked(delivery: Delivery) -> bool:
+    return 0 < delivery.waits_since < time.monotonic() - PARKED_AFTER_SECONDS

@@ -39,6 +39,8 @@ class _Sent:
     on_settled: OnSettled
     once: bool = False  # it is not to be tried again when it is refused
     again: bool = False  # it was handed to a broker before
+    alone: bool = False  # the broker has ended a channel for it: what is on its way beside it would be sent twice
+    delays: Iterator[float] | None = None  # before it is sent again
 
 
 class Publisher:
@@ -118,7 +120,7 @@ class Publisher:
         self._waking = False
         with self._guard:
             channel = self._channel
-            while channel and self._to_send and not (self._one_by_one and self._sent):
+            while channel and not channel.connection.blocked and self._to_send and not self._must_wait():
                 sent = self._to_send.popleft()
                 self._sent[sent] = None
                 self.published += not sent.again
@@ -127,6 +129,11 @@ class Publisher:
                 channel.basic_publish(
                     "", sent.queue, message.body, message.properties, True, partial(self._on_answer, sent)
                 )
+
+    def _must_wait(self) -> bool:
+        """Whether the next one must not be on its way together with what is."""
+        first = next(iter(self._sent), None)
+        return first is not None and (self._one_by_one or first.alone or self._to_send[0].alone)
 
     def _on_answer(self, sent: _Sent, outcome: str) -> None:
         if outcome == Confirms.LOST:  # the publisher's thread takes it back
@@ -137,14 +144,14 @@ class Publisher:
             del self._sent[sent]
             if outcome == Confirms.CONFIRMED:
                 self._works()
-            elif self._try_again(sent, outcome):
-                return
-        self._settle(sent, outcome)
-        if self._to_send and self._one_by_one:
+            settled = outcome == Confirms.CONFIRMED or not self._try_again(sent, outcome)
+            one_by_one, self._one_by_one = self._one_by_one, self._one_by_one and bool(self._to_send)
+        if settled:
+            self._settle(sent, outcome)
+        if self._to_send and (one_by_one or sent.alone or not self._sent):
             self._send()
 
     def _settle(self, sent: _Sent, outcome: str) -> None:
-        self._one_by_one = self._one_by_one and bool(self._to_send)
         sent.on_settled(sent.message, outcome)
         if self._closing:
             self._attention.set()
@@ -171,7 +178,8 @@ class Publisher:
         if not self._forever and outcome != Confirms.REFUSED:
             return False
         if not self._refused:
-            delay = next(self._delays)
+            sent.delays = sent.delays or self._backoff()
+            delay = next(sent.delays)
             self._again_at = time.monotonic() + delay
             if self._forever:
                 self._note(f"cannot put a task into {sent.queue} ({outcome}): trying again in {delay:.1f} s")
@@ -212,7 +220,7 @@ class Publisher:
         while True:
             try:
                 connection = dial(self._settings, self._name)
-                connection.interrupted = self._out_of_patience
+                connection.interrupted = partial(self._gives_up, connection)
                 connection.on_blocked = self._say_blocked
                 return connection
             except HOPELESS:
@@ -231,11 +239,15 @@ class Publisher:
     def _out_of_patience(self) -> bool:
         return self._failing_since > 0 and self._failing_for() > self._patience
 
+    def _gives_up(self, connection: Connection) -> bool:
+        return self._out_of_patience() and not connection.blocked
+
     def _say_blocked(self, blocked: bool) -> None:
         if blocked:
             self._note("The broker is out of memory or disk and takes no tasks: waiting until it does.")
         else:
             self._note("The broker takes tasks again.")
+            self._send()
 
     def _use(self, connection: Connection) -> None:
         """Publishes over one connection, on one channel after another, until it ends or all is settled."""
@@ -243,9 +255,7 @@ class Publisher:
             channel: Channel | None = None
             failure: BrokerError | None = None
             try:
-                channel = connection.channel()
-                self._declare(channel, self._settings)
-                channel.confirm_delivery()
+                channel = self._open(connection)
                 self._serve(channel)
             except (*FAILURES, BrokerError) as error:
                 failure = explain(error, self._settings)
@@ -254,12 +264,24 @@ class Publisher:
             if channel and channel.reason:
                 failure = explain(channel.reason, self._settings)
             self._take_back(channel)
-            if isinstance(failure, HOPELESS):
+            if isinstance(failure, HOPELESS) or (failure and not channel and self._out_of_patience()):
                 raise failure
+            if connection.is_open and not channel:
+                self._failing_for()
+                self._pause(next(self._delays))
         if not (self._all_settled() or self.error):
             self._note(f"Connection lost ({innermost(connection.reason or BrokerError())}): connecting again.")
             self._failing_for()
             self._pause(next(self._delays))
+
+    def _open(self, connection: Connection) -> Channel:
+        channel = connection.channel()
+        self._declare(channel, self._settings)
+        channel.confirm_delivery()
+        # In an alarm, what is published first stays in the connection, and arrives in the end even if that is lost
+        # meanwhile. So the first is a message for no queue.
+        channel.publish_and_wait("", b"")
+        return channel
 
     def _serve(self, channel: Channel) -> None:
         if not (self._to_send or self._refused):
@@ -289,6 +311,7 @@ class Publisher:
                 self._one_by_one = self._one_by_one or by_broker
                 return
         (culprit,) = unanswered
+        culprit.alone = True
         outcome = str(getattr(reason, "reply_text", reason))
         if not (self._forever and self._try_again(culprit, outcome)):
             self._note(f"Refused: {culprit.message.label}: {outcome}")
