@@ -58,6 +58,7 @@ class Worker:
         self.copies = Publisher(settings, name, declare_queues, output.note)
         self.copies.on_failure = self.fail
         self.counts = Counts(settings, self.copies, output.note)
+        self.hands.on_settled = self.counts.settled
         self.ready = Event()  # no task is begun before `worker_ready` is printed
         self.stopping = False
         self.failure: BaseException | None = None  # what ends the worker
@@ -97,6 +98,7 @@ class Worker:
         channel.on_end = self.reports.wake
         declare_queues(channel, self.settings)
         self.hands.claim_back(channel, self.settings.task_queue)
+        self.counts.connected(connection)
         while not self.stopping:
             self.take_tasks(channel)
             if self.burst and not self.hands.busy:  # nothing has come while we cancelled
@@ -206,8 +208,12 @@ class Worker:
             task = delivery.task = Task.decode(delivery.body)
         except tasks.BadTask as error:
             return self.dead(error)
-        if delivery.suspect and (count := self.counts.begun(delivery)) >= self.settings.delivery_limit:
-            return self.dead(DeliveryLimit(f"begun {count} times and never settled"))
+        with self.counts.begun(delivery) as times:
+            if times >= self.settings.delivery_limit:
+                return self.dead(DeliveryLimit(f"begun {times} times and never settled"))
+            return self.handled(delivery, task)
+
+    def handled(self, delivery: Delivery, task: Task) -> Outcome:
         self.output.event("task_started", **delivery.fields())
         started = time.monotonic()
         try:
@@ -262,10 +268,7 @@ class Worker:
 
     def acknowledge(self, delivery: Delivery, outcome: Outcome) -> bool:
         """Whether it could be. If not, it will be when the task comes again, and is reported then."""
-        acknowledged = self.hands.acknowledge(delivery, outcome)  # basic_ack, if its channel is open
-        if delivery.suspect:
-            self.counts.settled(delivery)
-        return acknowledged
+        return self.hands.acknowledge(delivery, outcome)  # basic_ack, if its channel is open
 
 
 def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:

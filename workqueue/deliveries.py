@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
 from pika import BasicProperties
 
@@ -108,6 +110,13 @@ class Delivery:
     def key(self) -> bytes | None:
         """The identity, where the sender gave the message one."""
         return self.identity if self.properties.message_id else None
+
+    @property
+    def unique(self) -> bool:
+        """Whether its id is a UUID, which no other message has. Any other id may have been given to many."""
+        with suppress(ValueError):
+            return str(UUID(self.message_id or "")) == self.message_id
+        return False
 
     @property
     def attempt(self) -> int:

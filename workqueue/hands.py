@@ -43,6 +43,7 @@ class Hands:
         self._prefetch_count = prefetch_count
         self._forget_after = 3 * heartbeat_seconds + 30  # by then a broker has given out what a lost link had
         self._on_return = on_return
+        self.on_settled: Callable[[Delivery], None] = lambda delivery: None  # on any thread: it must not wait
         self._guard = threading.RLock()
         self._held: SimpleQueue[Delivery] = SimpleQueue()
         self._in_hand: dict[Delivery, None] = {}
@@ -94,6 +95,7 @@ class Hands:
             if self._in_hand.pop(delivery, self) is self:  # given back meanwhile
                 return False
             delivery.settled(outcome)
+            self.on_settled(delivery)
             if not delivery.channel.is_open:
                 self._expect(delivery)  # nobody may have said yet that it is lost
                 return False
@@ -134,17 +136,18 @@ class Hands:
     def lose(self) -> list[Delivery]:
         """The connection is lost. Returns what goes on without it, and did not before."""
         with self._guard:
-            keys = [delivery.key for delivery in self._drop_held()]
+            equal = {delivery.key for delivery in self._drop_held()}
             self._limit = self._redelivered_in_a_row = self._claims = 0
             self._claim_at = 0.0
             for delivery in self._in_hand:
                 self._expect(delivery)
             uncertain = [d for d in self._acknowledged if d.channel.acknowledgements.may_come_back(d.tag)]
             self._acknowledged.clear()
-            keys += [delivery.key for delivery in uncertain]
+            keys = [delivery.key for delivery in uncertain]
             for delivery in uncertain:
                 # of two messages that are equal, nobody can say which has arrived
-                if delivery.key not in self._expected and keys.count(delivery.key) == 1:
+                alone = delivery.unique and delivery.key not in equal and keys.count(delivery.key) == 1
+                if alone and delivery.key not in self._expected:
                     delivery.reported = True
                     self._expect(delivery)
             self._forget_old()
@@ -177,9 +180,11 @@ class Hands:
                 return False
             earlier.channel, earlier.tag, earlier.place = delivery.channel, delivery.tag, self._place
             earlier.lost = False
+            earlier.suspect = True  # another worker may have begun it meanwhile, and left marks
             if earlier.settled_at:
                 earlier.channel.basic_ack(earlier.tag)
                 self._remember(earlier)
+                self.on_settled(earlier)
                 if not earlier.reported:
                     self._on_return(earlier)
             return True

@@ -302,7 +302,7 @@ class Publisher:
         """What a channel leaves unanswered when it ends is sent again; but not what the broker ended it for."""
         with self._guard:
             self._channel = None
-            unanswered = list(self._sent)
+            unanswered = [sent for sent in self._sent if not sent.once]
             self._sent.clear()
             reason = channel.reason if channel else None
             by_broker = isinstance(reason, CLOSED_BY_BROKER) and reason.reply_code != SHUTDOWN
