@@ -12,11 +12,9 @@ import shlex
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+import _environment  # noqa: F401  # first: where our packages and modules are
 from pika import PlainCredentials
 
 import config
