@@ -32,6 +32,7 @@ from workqueue.wire import Wire
 SHORT_SECONDS = 0.001  # what comes of a delivery within so long is waited for, which is quicker than to be woken for it
 CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to stop
 CLOSE_SECONDS = 5.0  # how long a broker has to say good-bye
+NO_STREAM = {"x-priority": 0}  # what every consumer has, and what a stream refuses: it would seem to be empty
 CANCELLED = "the broker cancelled the consumer, as it does when the queue is deleted or its node goes"
 
 T = TypeVar("T")
@@ -264,7 +265,9 @@ class Channel:
             on_message_callback(self, method, properties, body)
 
         self._rpc(
-            lambda done: self._wire.basic_consume(queue, deliver, consumer_tag=consumer_tag or None, callback=done)
+            lambda done: self._wire.basic_consume(
+                queue, deliver, consumer_tag=consumer_tag or None, arguments=NO_STREAM, callback=done
+            )
         )
 
     def basic_cancel(self, consumer_tag: str) -> None:
