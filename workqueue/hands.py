@@ -24,6 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from pika import BasicProperties
+from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.connection import Channel
 from workqueue.deliveries import Delivery, Outcome
@@ -49,6 +50,7 @@ class Hands:
         self._place = 0  # the number of the consumer of now
         self._limit = 0  # its prefetch
         self._redelivered_in_a_row = 0
+        self._may_ask = True  # not a quorum queue with a single active consumer
 
     # A task's way
 
@@ -191,8 +193,12 @@ class Hands:
 
     def claim_back(self, channel: Channel, queue: str) -> None:
         """Asks for what still runs here, or is finished, before another worker begins it again."""
-        for _ in range(self.in_hand + self.awaited):
-            found = channel.basic_get(queue)
+        for _ in range(self.in_hand + self.awaited if self._may_ask else 0):
+            try:
+                found = channel.basic_get(queue)
+            except ChannelClosedByBroker as error:
+                self._may_ask = "basic.get" not in error.reply_text
+                raise
             if found is None:
                 break
             self.take(channel, *found)
