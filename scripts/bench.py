@@ -26,8 +26,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts/peers")]
+from _environment import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts/peers"))
 
 try:
     import psutil

@@ -28,9 +28,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
+from _environment import ROOT
 from lab.forwarder import Forwarder
 from lab.nodes import Broker, Cluster, ContainerBroker, ContainerCluster, LocalBroker, LocalCluster, NoBroker
 

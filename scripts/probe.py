@@ -24,11 +24,9 @@ import socket
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+import _environment  # noqa: F401  # first: where our packages and modules are
 from pika import PlainCredentials, URLParameters
 from pika.exceptions import ChannelClosedByBroker
 

@@ -58,7 +58,7 @@ def test_list_says_what_why_who_and_when(bench: Bench) -> None:
         "m-2  Task 2 (id: 2, difficulty: 0)\n"
         "    RuntimeError: no luck 2\n"
         "    Worker-1, 2026-01-02T03:04:05+00:00, attempts: 4\n"
-        "#3  5 bytes that are no task\n"
+        "@3  5 bytes that are no task\n"
         "    unknown: unknown\n"
         "    unknown, unknown, attempts: unknown\n"
         f"3 dead in {bench.dead}\n"
@@ -72,7 +72,7 @@ def test_show_prints_a_body_that_cannot_harm_a_terminal(bench: Bench) -> None:
     bench.publish(b"\x1b]0;owned\x07\xff\r\nline", queue=bench.dead)
     assert '"task": "Task 1"' in call(bench, "show", "m-1").stdout
     assert "x-error: no luck 1" in call(bench, "show", "m-1").stdout
-    for position in ("#2", "#3"):
+    for position in ("@2", "#3"):
         shown = call(bench, "show", position).stdout
         assert shown
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)

@@ -34,9 +34,10 @@ CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to s
 CLOSE_SECONDS = 5.0  # how long a broker has to say good-bye
 HURRIED_SECONDS = 0.3  # the same, where it has not answered before and we were told to stop
 CANCELLED = (
-    "the broker cancelled the consumer: the queue was deleted, its node is gone, or a task ran for longer than the broker "
-    "waits for its acknowledgement (consumer_timeout in rabbitmq.conf)"
+    "the broker cancelled the consumer: the queue was deleted, its node is gone, or a task ran for longer "
+    "than the broker waits for its acknowledgement (consumer_timeout in rabbitmq.conf)"
 )
+NO_STREAM = {"x-priority": 0}  # what every consumer has, and what a stream refuses: it would seem to be empty
 
 T = TypeVar("T")
 Call = Callable[[], Any]
@@ -273,7 +274,9 @@ class Channel:
                 on_message_callback(self, method, properties, body)
 
         self._rpc(
-            lambda done: self._wire.basic_consume(queue, deliver, consumer_tag=consumer_tag or None, callback=done)
+            lambda done: self._wire.basic_consume(
+                queue, deliver, consumer_tag=consumer_tag or None, arguments=NO_STREAM, callback=done
+            )
         )
 
     def basic_cancel(self, consumer_tag: str) -> None:

@@ -108,7 +108,7 @@ def _other_arguments(failure: _Failure) -> BrokerError | None:
     kinds = " or ".join(kind for kind in ("classic", "quorum", "existing") if kind != settings.queue_type)
     ways = f"choose another TASK_QUEUE, set QUEUE_TYPE to {kinds}, or delete the queue when it is empty"
     if queue.startswith(f"{settings.task_queue}.retry."):
-        ways = "it is of an earlier version: let it run empty, or choose another TASK_QUEUE or other RETRY_DELAYS"
+        ways = "it is of an earlier version: delete it when it is empty, or choose another TASK_QUEUE or RETRY_DELAYS"
     return Misconfigured(
         f"queue {queue!r} exists with another {argument!r} ({failure.text.partition(': ')[2]}): {ways}"
     )
@@ -117,6 +117,8 @@ def _other_arguments(failure: _Failure) -> BrokerError | None:
 def _held_by_another(failure: _Failure) -> BrokerError | None:
     if failure.code == 403 and "in exclusive use" in failure.text:
         return BrokerError(f"another consumer has the queue for itself ({failure.reason})")
+    if failure.code == 405 and "basic.get" in failure.text:
+        return BrokerError(f"only the consumer of this queue is given tasks ({failure.reason})")
     if failure.code == 405:
         return BrokerError(f"another connection has the queue for itself ({failure.reason})")
     return None
@@ -125,9 +127,11 @@ def _held_by_another(failure: _Failure) -> BrokerError | None:
 def _not_allowed(failure: _Failure) -> BrokerError | None:
     if failure.code != 403:
         return None
-    return Refused(
-        f"{failure.where} does not allow this ({failure.text}): grant the permission, or set QUEUE_TYPE=existing"
-    )
+    ways = "grant the permission"
+    declares = failure.settings.queue_type != "existing"
+    if declares and not re.search("(read|write) access|to exchange", failure.text):
+        ways += ", or set QUEUE_TYPE=existing, which declares nothing"
+    return Refused(f"{failure.where} does not allow this ({failure.text}): {ways}")
 
 
 def _no_queue(failure: _Failure) -> BrokerError | None:
@@ -138,6 +142,15 @@ def _no_queue(failure: _Failure) -> BrokerError | None:
     if failure.settings.queue_type == "existing" and "no queue" in failure.text:
         return Misconfigured(f"{failure.reason}: make it, or set QUEUE_TYPE=classic")
     return None
+
+
+def _stream(failure: _Failure) -> BrokerError | None:
+    queue = re.search("queue '(.+?)' in vhost", failure.text)
+    if not (queue and re.search("rabbit_stream_queue|by stream queues", failure.text)):
+        return None
+    return Misconfigured(
+        f"queue {queue[1]!r} is a stream, which does not give each task to one worker: choose another TASK_QUEUE"
+    )
 
 
 def _too_long(failure: _Failure) -> BrokerError | None:
@@ -190,8 +203,8 @@ def _unusable_files(failure: _Failure) -> BrokerError | None:
 
 
 _Rule = Callable[[_Failure], BrokerError | None]
-_OF_A_CHANNEL: tuple[_Rule, ...] = (_other_arguments, _held_by_another, _not_allowed, _too_long, _no_queue)
-_OF_A_CONNECTION: tuple[_Rule, ...] = (_bad_credentials, _bad_virtual_host, _bad_certificate, _unusable_files)
+_OF_A_CHANNEL: tuple[_Rule, ...] = (_other_arguments, _stream, _held_by_another, _not_allowed, _too_long, _no_queue)
+_OF_A_CONNECTION: tuple[_Rule, ...] = (_stream, _bad_credentials, _bad_virtual_host, _bad_certificate, _unusable_files)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -24,6 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from pika import BasicProperties
+from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.connection import Channel
 from workqueue.deliveries import Delivery, Outcome
@@ -54,6 +55,7 @@ class Hands:
         self._redelivered_in_a_row = 0
         self._claims = 0  # since a connection was lost
         self._claim_at = 0.0
+        self._may_ask = True  # not a quorum queue with a single active consumer
 
     # A task's way
 
@@ -212,11 +214,15 @@ class Hands:
 
         May be called again and again: what has not come back is asked for less and less often.
         """
-        if time.monotonic() < self._claim_at:
+        if time.monotonic() < self._claim_at or not self._may_ask:
             return
         others = []
         for _ in range(self._missing()):
-            found = channel.basic_get(queue)
+            try:
+                found = channel.basic_get(queue)
+            except ChannelClosedByBroker as error:
+                self._may_ask = "basic.get" not in error.reply_text
+                raise
             if found is None:
                 break
             method, properties, body = found

@@ -24,7 +24,7 @@ from config import Settings
 from workqueue.confirms import Confirms
 from workqueue.connection import Channel, Connection
 from workqueue.dialing import backoff, dial
-from workqueue.errors import FAILURES, HOPELESS, BrokerError, Misconfigured, Stopped, explain, innermost
+from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain, innermost
 from workqueue.messages import Message
 
 OnSettled = Callable[[Message, str], None]
@@ -173,9 +173,7 @@ class Publisher:
         """Whether it is put aside, to be sent again later."""
         if sent.once or self._failing_for() > self._patience:
             return False
-        if outcome == Confirms.RETURNED and self._settings.queue_type == "existing" and self._forever:
-            self._fail(Misconfigured(f"there is no queue {sent.queue!r}: make it, or set QUEUE_TYPE=classic"))
-        if not self._forever and outcome != Confirms.REFUSED:
+        if not self._forever and outcome not in (Confirms.REFUSED, Confirms.RETURNED):
             return False
         if not self._refused:
             sent.delays = sent.delays or self._backoff()
@@ -259,6 +257,8 @@ class Publisher:
                 self._serve(channel)
             except (*FAILURES, BrokerError) as error:
                 failure = explain(error, self._settings)
+                if connection.is_open and not isinstance(failure, HOPELESS):  # a queue's node is away
+                    self._wait_for_queue(failure)
             except Stopped:
                 raise BrokerError("the broker takes connections, but does not answer") from None
             if channel and channel.reason:
@@ -283,6 +283,15 @@ class Publisher:
         channel.publish_and_wait("", b"")
         return channel
 
+    def _wait_for_queue(self, failure: BrokerError) -> None:
+        delay = next(self._delays)
+        if self._failing_for() + delay > self._patience:
+            raise failure
+        if self._forever:
+            self._note(f"{failure}; trying again in {delay:.1f} s")
+        self._attention.clear()  # the end of the channel has set it
+        self._pause(delay)
+
     def _serve(self, channel: Channel) -> None:
         if not (self._to_send or self._refused):
             self._works()
@@ -292,11 +301,18 @@ class Publisher:
         while channel.is_open and not (self._all_settled() or self.error):
             self._pause(max(0.0, self._again_at - time.monotonic()) if self._refused else None)
             if self._refused and time.monotonic() >= self._again_at:
-                self._declare(channel, self._settings)  # one of the queues may be gone
+                self._find_queues(channel)
                 with self._guard:
                     self._to_send.extendleft(reversed(self._refused))
                     self._refused.clear()
                 channel.connection.submit(self._send)
+
+    def _find_queues(self, channel: Channel) -> None:
+        """One of them may be gone, and is declared; or its node is away, and failing says so."""
+        self._declare(channel, self._settings)
+        if self._forever:
+            for queue in {sent.queue for sent in self._refused}:
+                channel.queue_declare(queue, passive=True)
 
     def _take_back(self, channel: Channel | None) -> None:
         """What a channel leaves unanswered when it ends is sent again; but not what the broker ended it for."""

@@ -1,0 +1,30 @@
+"""Imported first by the scripts beside it: where the packages and the modules are that they use.
+
+A new terminal knows nothing of the environment `.venv` that another one has activated, and a script may be called
+through a link from anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = ROOT / ".venv/bin/python"
+
+
+def enter() -> None:
+    """Starts the program again with the interpreter of `.venv`, where this one lacks our packages."""
+    if find_spec("pika") and find_spec("dotenv"):
+        return
+    if PYTHON.exists() and sys.executable != str(PYTHON):
+        os.execv(PYTHON, [str(PYTHON), *sys.argv])
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: pika is not installed: pip install -r requirements.txt, or scripts/demo.sh", file=sys.stderr)
+    sys.exit(2)
+
+
+enter()
+sys.path.insert(0, str(ROOT))
