@@ -24,6 +24,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import _environment  # noqa: F401  # first: where our packages and modules are

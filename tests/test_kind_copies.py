@@ -268,7 +268,7 @@ def test_after_an_alarm_there_is_one_copy_of_each_however_many_links_were_lost(
         worker = start(breakable, "--concurrency", "3", **settings)
         until(lambda: len(runs(breakable)) == 3, "them to fail")
         for lost in range(1, 4):
-            until(lambda lost=lost: worker.stderr.count("out of memory or disk") == lost, "the worker to wait")
+            until(lambda lost=lost: worker.stderr.count("out of memory or disk") == lost, "the worker to wait")  # type: ignore[misc]
             link.reset()
     until(lambda: ids_of(worker, "task_dead") == bad, "them to be dead", 40)
     until(lambda: breakable.ready(breakable.dead) >= 3, "their copies")

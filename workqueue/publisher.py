@@ -252,23 +252,21 @@ class Publisher:
         while connection.is_open and not (self._all_settled() or self.error):
             channel: Channel | None = None
             failure: BrokerError | None = None
+            away = False
             try:
                 channel = self._open(connection)
                 self._serve(channel)
             except (*FAILURES, BrokerError) as error:
-                failure = explain(error, self._settings)
-                if connection.is_open and not isinstance(failure, HOPELESS):  # a queue's node is away
-                    self._wait_for_queue(failure)
+                failure, away = explain(error, self._settings), connection.is_open
             except Stopped:
                 raise BrokerError("the broker takes connections, but does not answer") from None
             if channel and channel.reason:
                 failure = explain(channel.reason, self._settings)
             self._take_back(channel)
-            if isinstance(failure, HOPELESS) or (failure and not channel and self._out_of_patience()):
+            if isinstance(failure, HOPELESS):
                 raise failure
-            if connection.is_open and not channel:
-                self._failing_for()
-                self._pause(next(self._delays))
+            if failure and away:
+                self._wait_for_queue(failure)
         if not (self._all_settled() or self.error):
             self._note(f"Connection lost ({innermost(connection.reason or BrokerError())}): connecting again.")
             self._failing_for()
@@ -284,6 +282,7 @@ class Publisher:
         return channel
 
     def _wait_for_queue(self, failure: BrokerError) -> None:
+        """A queue's node is away, say: the connection is open, and what was asked for was refused."""
         delay = next(self._delays)
         if self._failing_for() + delay > self._patience:
             raise failure
