@@ -291,10 +291,15 @@ class Publisher:
         while channel.is_open and not (self._all_settled() or self.error):
             self._pause(max(0.0, self._again_at - time.monotonic()) if self._refused else None)
             if self._refused and time.monotonic() >= self._again_at:
-                self._declare(channel, self._settings)  # one of the queues may be gone
                 with self._guard:
                     self._to_send.extendleft(reversed(self._refused))
                     self._refused.clear()
+                    if not self._sent:
+                        self._channel = None
+                if self._channel is None:  # over a new channel: a quorum queue that was full may still refuse this one
+                    channel.close()
+                    return
+                self._declare(channel, self._settings)  # one of the queues may be gone
                 channel.connection.submit(self._send)
 
     def _take_back(self, channel: Channel | None) -> None:
