@@ -304,6 +304,11 @@ class Publisher:
                 with self._guard:
                     self._to_send.extendleft(reversed(self._refused))
                     self._refused.clear()
+                    anew = not self._sent
+                    self._channel = None if anew else channel
+                if anew:  # a quorum queue that was full may still refuse this channel
+                    channel.close()
+                    return
                 channel.connection.submit(self._send)
 
     def _find_queues(self, channel: Channel) -> None:
