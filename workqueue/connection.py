@@ -33,8 +33,8 @@ SHORT_SECONDS = 0.001  # what comes of a delivery within so long is waited for, 
 CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to stop
 CLOSE_SECONDS = 5.0  # how long a broker has to say good-bye
 CANCELLED = (
-    "the broker cancelled the consumer: the queue was deleted, its node is gone, or a task ran for longer than the broker "
-    "waits for its acknowledgement (consumer_timeout in rabbitmq.conf)"
+    "the broker cancelled the consumer: the queue was deleted, its node is gone, or a task ran for longer than the "
+    "broker waits for its acknowledgement (consumer_timeout in rabbitmq.conf)"
 )
 
 T = TypeVar("T")
