@@ -34,8 +34,8 @@ CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to s
 CLOSE_SECONDS = 5.0  # how long a broker has to say good-bye
 HURRIED_SECONDS = 0.3  # the same, where it has not answered before and we were told to stop
 CANCELLED = (
-    "the broker cancelled the consumer: the queue was deleted, its node is gone, or a task ran for longer "
-    "than the broker waits for its acknowledgement (consumer_timeout in rabbitmq.conf)"
+    "the broker cancelled the consumer: the queue was deleted, its node is gone, or a task ran for longer than the "
+    "broker waits for its acknowledgement (consumer_timeout in rabbitmq.conf)"
 )
 NO_STREAM = {"x-priority": 0}  # what every consumer has, and what a stream refuses: it would seem to be empty
 
