@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pika.tcp_socket_opts
+
 import worker
 from tasks import Attempt, Task
 
@@ -251,12 +253,19 @@ def fork_while_connecting(task: Task, attempt: Attempt) -> None:
     ran(task)
     if task.task == "fails":
         raise RuntimeError("no luck")
+    set_options = pika.tcp_socket_opts.set_sock_opts
+
+    def set_options_slowly(*arguments: Any) -> None:
+        time.sleep(0.02)  # between the making of a socket and its connecting
+        set_options(*arguments)
+
+    setattr(pika.tcp_socket_opts, "set_sock_opts", set_options_slowly)  # noqa: B010
     until = time.monotonic() + task.difficulty
     codes = []
     while time.monotonic() < until:
         child = os.fork()
         if child == 0:
-            time.sleep(0.01)  # a socket that was forked before it was connected is connected now
+            time.sleep(0.04)  # a socket that was forked before it was connected is connected now
             os._exit(len(links()))
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     Path("codes").write_text(" ".join(map(str, codes)))
