@@ -184,6 +184,7 @@ class Worker:
 
     def goodbye(self) -> int:
         exit_code = 0
+        self.hands.give_back_held()
         if self.hands.in_hand or self.hands.awaited:
             exit_code = 1
             self.output.note("no broker to acknowledge to: what was finished may be delivered again")
@@ -197,7 +198,7 @@ class Worker:
             while True:
                 delivery = self.hands.next()
                 self.ready.wait()
-                if self.hands.begin(delivery):
+                if not self.stopping and self.hands.begin(delivery):
                     self.settle(delivery, self.attempt(delivery))
         except BaseException as error:  # a worker that has lost a thread must not go on as if it had not
             self.fail(error)
