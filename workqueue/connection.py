@@ -252,7 +252,13 @@ class Channel:
         self._prefetch_count = prefetch_count
         self._rpc(lambda done: self._wire.basic_qos(prefetch_count=prefetch_count, callback=done))
 
-    def basic_consume(self, queue: str, on_message_callback: OnMessage, consumer_tag: str = "") -> None:
+    def basic_consume(
+        self,
+        queue: str,
+        on_message_callback: OnMessage,
+        consumer_tag: str = "",
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
         """`on_message_callback(channel, method, properties, body)` runs on the connection's thread: it must not wait.
 
         The end of the consumer on the broker's side ends the channel.
@@ -264,7 +270,9 @@ class Channel:
             on_message_callback(self, method, properties, body)
 
         self._rpc(
-            lambda done: self._wire.basic_consume(queue, deliver, consumer_tag=consumer_tag or None, callback=done)
+            lambda done: self._wire.basic_consume(
+                queue, deliver, consumer_tag=consumer_tag or None, arguments=arguments, callback=done
+            )
         )
 
     def basic_cancel(self, consumer_tag: str) -> None:
