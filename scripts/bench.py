@@ -26,6 +26,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # also where this is not the program that runs
+
 from _environment import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts/peers"))

@@ -186,11 +186,9 @@ class Chaos:
     def dead(self) -> set[int]:
         ids: set[int] = set()
         with self.broker.channel() as channel:
-            while True:
-                method, _, body = channel.basic_get(f"{QUEUE}.dead")
-                if method is None or body is None:
-                    return ids
-                ids.add(json.loads(body)["id"])
+            while found := channel.basic_get(f"{QUEUE}.dead"):
+                ids.add(json.loads(found[2])["id"])
+        return ids
 
     def report(self, sender_log: str, seconds: float) -> int:
         closing = re.search(r"(\d+) tasks? sent, (\d+) confirmed", sender_log)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker
 
 import workqueue.values  # noqa: F401  # so that tests, too, can read any header
+from workqueue.connection import Channel
 
 DEFAULTS = {
     "QUEUE_TYPE": "classic",
@@ -139,7 +141,7 @@ class Bench:
         with self.broker.channel() as channel:
             channel.queue_declare(self.queue, durable=True)
             channel.confirm_delivery()
-            channel.basic_publish("", queue or self.queue, body, properties, mandatory=True)
+            assert channel.publish_and_wait(queue or self.queue, body, properties) == "confirmed"
 
     def publish_as_sender(self, body: bytes) -> None:
         """Publishes with a message id, as sender.py does."""
@@ -149,7 +151,7 @@ class Bench:
         """Tasks that wait in a queue; those in the hands of a worker do not count. 0 if there is no such queue."""
         with self.broker.channel() as channel:
             try:
-                return channel.queue_declare(queue or self.queue, passive=True).method.message_count
+                return int(channel.queue_declare(queue or self.queue, passive=True).message_count)
             except ChannelClosedByBroker as error:
                 if error.reply_code != 404:
                     raise
@@ -157,18 +159,19 @@ class Bench:
 
     def take_all(self, queue: str = "") -> list[tuple[BasicProperties, bytes]]:
         """Removes and returns all that waits in a queue."""
+        queue = queue or self.queue
         found: list[tuple[BasicProperties, bytes]] = []
-        while count := self.ready(queue):
+
+        def take(channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
+            found.append((properties, body))
+            channel.basic_ack(method.delivery_tag)  # at once: a quorum queue lets 2000 be outstanding at most
+
+        while self.ready(queue):
             with self.broker.channel() as channel:
-                for method, properties, body in channel.consume(
-                    queue or self.queue, auto_ack=True, inactivity_timeout=5
-                ):
-                    if method is None or properties is None or body is None:
-                        break
-                    found.append((properties, body))
-                    count -= 1
-                    if not count:
-                        break
+                channel.basic_consume(queue, take, "take_all")
+                answer = partial(channel.queue_declare, queue, passive=True)
+                until(lambda answer=answer: answer().message_count == 0, f"all of {queue}", 60)  # type: ignore[misc]
+                channel.basic_cancel("take_all")
         return found
 
     def take_dead(self, count: int, seconds: float = 15.0) -> list[tuple[BasicProperties, bytes]]:
@@ -189,6 +192,6 @@ class Bench:
                 self.dead,
                 *(f"{self.queue}.retry.{delay}s" for delay in ("0.2", "0.4", "1", "5", "30")),
             ]
-            for name in names:
-                with self.broker.channel() as channel:
+            with self.broker.channel() as channel:
+                for name in names:
                     channel.queue_delete(name)

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import pytest
@@ -43,7 +42,8 @@ def bury(bench: Bench, count: int) -> None:
             headers = {"x-error": f"no luck {number}", "x-error-type": "RuntimeError", "x-worker": "Worker-1"}
             headers |= {"x-failed-at": "2026-01-02T03:04:05+00:00", "x-attempts": 4, "mine": 7}  # type: ignore[dict-item]
             body = json.dumps({"id": number, "task": f"Task {number}", "difficulty": 0}).encode()
-            channel.basic_publish("", bench.dead, body, BasicProperties(message_id=f"m-{number}", headers=headers))
+            properties = BasicProperties(message_id=f"m-{number}", headers=headers)
+            assert channel.publish_and_wait(bench.dead, body, properties) == "confirmed"
 
 
 def test_list_says_what_why_who_and_when(bench: Bench) -> None:
@@ -163,10 +163,7 @@ def test_a_replayed_task_that_this_worker_acknowledged_before_runs(breakable: Be
         taken: list[bool] = []
         channel.basic_consume(breakable.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
         assert "1 replayed" in call(breakable, "replay", "--all").stdout
-        deadline = time.monotonic() + 10
-        while not taken and time.monotonic() < deadline:
-            channel.connection.process_data_events(0.05)
-        assert taken
+        until(lambda: taken, "the other worker to get the task")
     worker.wait_for("task_dead", 2)
 
 

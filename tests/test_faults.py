@@ -187,10 +187,7 @@ def test_a_retry_of_a_task_whose_acknowledgement_may_be_lost_still_runs(breakabl
     with breakable.broker.channel() as channel:  # another worker gets the copy, and dies with it
         taken: list[bool] = []
         channel.basic_consume(breakable.queue, lambda *_: taken.append(True), arguments={"x-priority": 10})
-        deadline = time.monotonic() + 20
-        while not taken and time.monotonic() < deadline:
-            channel.connection.process_data_events(0.05)
-        assert taken
+        until(lambda: taken, "the other worker to get the copy", seconds=20)
     (done,) = worker.wait_for("task_completed")
     assert (done["attempt"], done["redelivered"]) == (2, True)
 

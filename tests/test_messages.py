@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from lab.waiting import until
 from pika import BasicProperties
-from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ConnectionClosedByBroker
 from pika.frame import Header
 from programs import Bench
 
+from workqueue.connection import Channel
 from workqueue.messages import (
     MOST_COUNTED,
     DoesNotFit,
@@ -210,19 +211,18 @@ def fields(properties: BasicProperties) -> list[tuple[bytes, bytes]]:
 # Through a broker
 
 
-def put(channel: BlockingChannel, queue: str, message: Message) -> None:
+def put(channel: Channel, queue: str, message: Message) -> None:
     """Publishes, with a confirm."""
-    channel.basic_publish("", queue, message.body, message.properties, mandatory=True)
+    assert channel.publish_and_wait(queue, message.body, message.properties) == "confirmed"
 
 
-def take(channel: BlockingChannel, queue: str) -> tuple[BasicProperties, bytes]:
+def take(channel: Channel, queue: str) -> tuple[BasicProperties, bytes]:
     """The next message of a queue, which is then gone from it."""
-    for _, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=15):
-        assert properties is not None, "nothing came"
-        assert body is not None
-        channel.cancel()
-        return properties, body
-    raise AssertionError("the consumer was cancelled")
+    found = until(lambda: channel.basic_get(queue), "a message")
+    assert found
+    method, properties, body = found
+    channel.basic_ack(method.delivery_tag)
+    return properties, body
 
 
 def there_and_back(bench: Bench, originals: list[BasicProperties], queue_type: str) -> None:

@@ -261,7 +261,13 @@ class Channel:
         self._prefetch_count = prefetch_count
         self._rpc(lambda done: self._wire.basic_qos(prefetch_count=prefetch_count, callback=done))
 
-    def basic_consume(self, queue: str, on_message_callback: OnMessage, consumer_tag: str = "") -> None:
+    def basic_consume(
+        self,
+        queue: str,
+        on_message_callback: OnMessage,
+        consumer_tag: str = "",
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
         """`on_message_callback(channel, method, properties, body)` runs on the connection's thread: it must not wait.
 
         The end of the consumer on the broker's side ends the channel.
@@ -275,7 +281,11 @@ class Channel:
 
         self._rpc(
             lambda done: self._wire.basic_consume(
-                queue, deliver, consumer_tag=consumer_tag or None, arguments=NO_STREAM, callback=done
+                queue,
+                deliver,
+                consumer_tag=consumer_tag or None,
+                arguments={**NO_STREAM, **(arguments or {})},
+                callback=done,
             )
         )
 

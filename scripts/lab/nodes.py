@@ -8,22 +8,24 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pika
-from pika.adapters.blocking_connection import BlockingChannel
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError
+from pika import URLParameters
 
 from lab.waiting import until
+from workqueue.connection import Channel, Connection, never
+from workqueue.errors import FAILURES, BrokerError, Stopped
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "rabbitmq:4-management"
 DOCKER = shutil.which("docker")
+ANSWER_SECONDS = 5.0  # a broker that takes longer to open a connection, or a channel, does not answer
+NO_ANSWER = (*FAILURES, BrokerError, Stopped)
 
 
 class NoBroker(Exception):
@@ -31,6 +33,22 @@ class NoBroker(Exception):
 
 
 NOT_OURS = "a broker given by its URL is not the tests' to look into or to break: use the fixture `breakable`"
+
+
+def open_channel(url: str) -> Channel:
+    """The first channel of a new connection. Raises one of NO_ANSWER, also where the broker only falls silent."""
+    parameters = URLParameters(url)
+    parameters.socket_timeout = parameters.stack_timeout = ANSWER_SECONDS
+    connection = Connection(parameters)
+    deadline = time.monotonic() + ANSWER_SECONDS
+    connection.interrupted = lambda: time.monotonic() > deadline
+    try:
+        channel = connection.channel()
+    except BaseException:
+        connection.abort()  # it would not say good-bye, either
+        raise
+    connection.interrupted = never
+    return channel
 
 
 class Broker:
@@ -41,20 +59,24 @@ class Broker:
         self.kind = kind
 
     @contextmanager
-    def channel(self) -> Iterator[BlockingChannel]:
-        """Of a connection of its own, to the first node that answers."""
-        connection = pika.BlockingConnection([pika.URLParameters(url) for url in self.url.split(",")])
-        try:
-            yield connection.channel()
-        finally:
-            with suppress(AMQPError):
-                connection.close()
+    def channel(self) -> Iterator[Channel]:
+        """Of a connection of its own, to the first node that answers. Raises one of NO_ANSWER if none does."""
+        urls = self.url.split(",")
+        for url in urls:
+            try:
+                channel = open_channel(url)
+                break
+            except NO_ANSWER:
+                if url == urls[-1]:
+                    raise
+        with channel.connection:
+            yield channel
 
     def answers(self) -> bool:
         try:
             with self.channel():
                 return True
-        except (AMQPError, AMQPConnectorException, OSError):
+        except NO_ANSWER:
             return False
 
     def ctl(self, *arguments: str) -> str:

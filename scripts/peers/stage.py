@@ -152,7 +152,7 @@ class Stage:
 
     def ready(self, queue: str) -> int:
         with self.broker.channel() as channel:
-            return channel.queue_declare(queue, passive=True).method.message_count
+            return int(channel.queue_declare(queue, passive=True).message_count)
 
     def until_consuming(self, queue: str, count: int = 1) -> float:
         """Returns the moment, in seconds of time.perf_counter(), at which `count` consumers were there."""
@@ -160,7 +160,7 @@ class Stage:
             give_up_at = time.perf_counter() + 60
             while time.perf_counter() < give_up_at:
                 try:
-                    if channel.queue_declare(queue, passive=True).method.consumer_count == count:
+                    if channel.queue_declare(queue, passive=True).consumer_count == count:
                         return time.perf_counter()
                 except ChannelClosedByBroker:  # the queue is not declared yet
                     channel = channel.connection.channel()
