@@ -24,6 +24,8 @@ from lab.nodes import ROOT, free_port
 from lab.waiting import until
 from programs import copy_project
 
+from workqueue.connection import Connection
+
 
 class Scripts:
     """The scripts of one checkout, with a port and a folder for a broker of their own."""
@@ -103,14 +105,14 @@ def test_any_character_may_stand_in_user_password_and_virtual_host_and_they_may_
     ordinary = scripts.environment["RABBITMQ_URL"]
     scripts.environment["RABBITMQ_URL"] = SPECIAL.replace("{port}", str(scripts.port))
     scripts.works("broker.sh", "up")
-    pika.BlockingConnection(pika.URLParameters(scripts.environment["RABBITMQ_URL"])).close()
+    Connection(pika.URLParameters(scripts.environment["RABBITMQ_URL"])).close()
     assert "s%C3%A4" not in (scripts.state / "definitions.json").read_text()
     refused = scripts.run("broker.sh", "up", RABBITMQ_URL=ordinary)
     assert refused.returncode == 3
     assert "broker.sh restart makes it take" in refused.stderr
     scripts.environment["RABBITMQ_URL"] = ordinary
     scripts.works("broker.sh", "restart")
-    pika.BlockingConnection(pika.URLParameters(ordinary)).close()
+    Connection(pika.URLParameters(ordinary)).close()
 
 
 def test_a_url_without_a_password_is_refused_in_words(scripts: Scripts) -> None:
@@ -132,7 +134,7 @@ def test_a_node_becomes_a_cluster_and_its_url_can_be_pasted(tmp_path: Path) -> N
         ).stdout.split(",")
         assert len(urls) == 3
         for url in urls:
-            pika.BlockingConnection(pika.URLParameters(url.strip())).close()
+            Connection(pika.URLParameters(url.strip())).close()
         os.kill(int((scripts.state / f"{scripts.port}.pid").read_text()), signal.SIGKILL)
         until(lambda: not answers(scripts.port), "the killed node to be gone")
         assert f"rabbit-{scripts.port + 2}@localhost" in scripts.works("broker.sh", "ctl", "cluster_status")
@@ -215,7 +217,7 @@ def test_a_demo_leaves_the_broker_to_whoever_uses_it(scripts: Scripts) -> None:
     connection = None
     with contextlib.suppress(pika.exceptions.AMQPError):
         until(lambda: (scripts.state / "making").exists() is False, "the demo's broker to be through", 60)
-        connection = pika.BlockingConnection(pika.URLParameters(scripts.environment["RABBITMQ_URL"]))
+        connection = Connection(pika.URLParameters(scripts.environment["RABBITMQ_URL"]))
     assert connection
     demo.communicate(timeout=120)
     assert demo.returncode == 0

@@ -118,7 +118,7 @@ def test_a_stopping_worker_begins_nothing_while_it_waits_for_what_it_finished(
     link.stall()  # those to come
     link.reset()
     with breakable.broker.channel() as channel:
-        until(lambda: channel.basic_get(breakable.queue)[0], "the lost task, for somebody else")
+        until(lambda: channel.basic_get(breakable.queue), "the lost task, for somebody else")
         link.flow()
         worker.signal(signal.SIGTERM)
         put(breakable, 0.0, 0.0)

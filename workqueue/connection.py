@@ -266,6 +266,7 @@ class Channel:
         queue: str,
         on_message_callback: OnMessage,
         consumer_tag: str = "",
+        exclusive: bool = False,
         arguments: dict[str, Any] | None = None,
     ) -> None:
         """`on_message_callback(channel, method, properties, body)` runs on the connection's thread: it must not wait.
@@ -284,6 +285,7 @@ class Channel:
                 queue,
                 deliver,
                 consumer_tag=consumer_tag or None,
+                exclusive=exclusive,
                 arguments={**NO_STREAM, **(arguments or {})},
                 callback=done,
             )
@@ -372,12 +374,17 @@ class Channel:
         self._confirms = confirms
 
     def queue_declare(
-        self, queue: str, passive: bool = False, durable: bool = False, arguments: dict[str, Any] | None = None
+        self,
+        queue: str,
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        arguments: dict[str, Any] | None = None,
     ) -> Any:
         """An answer with `message_count` (ready) and `consumer_count`."""
         return self._rpc(
             lambda done: self._wire.queue_declare(
-                queue, passive=passive, durable=durable, arguments=arguments, callback=done
+                queue, passive=passive, durable=durable, exclusive=exclusive, arguments=arguments, callback=done
             )
         )
 
