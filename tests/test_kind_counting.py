@@ -295,7 +295,9 @@ def test_an_id_that_is_no_uuid_proves_nothing(breakable: Bench, link: Forwarder)
     """One of two equal messages is done; the other comes redelivered, from a worker that we do not know of."""
     publish(breakable, [(1, 0.5, EQUAL_ID)] * 2)
     with breakable.broker.channel() as channel:
-        other, _, _ = until(lambda: channel.basic_get(breakable.queue), "the other one")
+        found = until(lambda: channel.basic_get(breakable.queue), "the other one")
+        assert found
+        other, _, _ = found
         worker = start(breakable)
         until(lambda: recorded(breakable, "begun"), "the first to begin")
         until(lambda: recorded(breakable, "done"), "the first to be done")

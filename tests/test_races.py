@@ -562,8 +562,9 @@ def test_claiming_back_takes_nothing_else(
     def steal() -> None:
         with bench.broker.channel() as channel:
             cut(found)
-            method, _, _ = until(lambda: channel.basic_get(bench.queue), "the lost task")
-            channel.basic_ack(method.delivery_tag)
+            stolen = until(lambda: channel.basic_get(bench.queue), "the lost task")
+            assert stolen
+            channel.basic_ack(stolen[0].delivery_tag)
             for number in range(3):
                 channel.basic_publish("", bench.queue, BODY, BasicProperties(message_id=str(number), delivery_mode=2))
 
