@@ -37,15 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     fill_missing_streams()
     arguments = flags.of_sender(argv)
     try:
-        settings = config.load({"TASK_QUEUE": ("--queue", arguments.queue)})
+        settings = config.load(arguments.settings)
         to_send = chosen_tasks(arguments)
     except (config.SettingError, BadTask) as error:
         note(f"sender.py: {error}")
         return 2
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
-    bulk = arguments.count is not None or arguments.file is not None
-    report = SendReport(arguments.quiet, bulk, arguments.count, arguments.window)
+    report = SendReport(arguments.quiet, arguments.bulk, arguments.count, arguments.window)
     return send(to_send, settings, report)
 
 

@@ -23,14 +23,10 @@ class Reject(Exception):
 class Attempt:
     """One attempt at a task, as its handler sees it."""
 
-    number: int = 1
-    """1 for the first attempt."""
-    message_id: str | None = None
-    """The same for every attempt, if the sender has set one: what makes repeated work recognizable."""
-    redelivered: bool = False
-    """Whether the task was delivered before, so that it may have been begun before."""
-    progress: Callable[[float, float], None] = lambda done, total: None
-    """To be called with (done, total), in any unit."""
+    number: int = 1  # 1 for the first
+    message_id: str | None = None  # the same for every attempt: what makes repeated work recognizable
+    redelivered: bool = False  # it was delivered before, so that it may have been begun before
+    progress: Callable[[float, float], None] = lambda done, total: None  # (done, total), in any unit
     told_to_stop: Callable[[], bool] = lambda: False
 
     @property
@@ -47,8 +43,7 @@ class Task:
     task: str
     difficulty: float
     payload: dict[str, Any] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Members that this version does not know: kept, and passed on by `encode`."""
+    extra: dict[str, Any] = field(default_factory=dict)  # members that this version does not know
 
     def encode(self) -> bytes:
         members: dict[str, Any] = {"id": self.id, "task": self.task, "difficulty": self.difficulty}
@@ -66,16 +61,12 @@ class Task:
                 json.dumps(members, ensure_ascii=False).encode()
         except BadTask:
             raise
-        except UnicodeDecodeError as error:
-            raise BadTask(f"not UTF-8: {error.reason} at byte {error.start}") from None
-        except UnicodeEncodeError:
-            raise BadTask("holds half of a surrogate pair, which is no character") from None
         except RecursionError:
             raise BadTask("nested too deeply") from None
-        except json.JSONDecodeError as error:
-            raise BadTask(f"not JSON: {error.msg} at character {error.pos}") from None
-        except ValueError:  # an integer of more digits than Python reads
-            raise BadTask("holds a number that is too long") from None
+        except UnicodeError as error:
+            raise BadTask(f"not text in UTF-8: {error}") from None
+        except ValueError as error:
+            raise BadTask(f"not JSON: {error}") from None
         if not isinstance(members, dict):
             raise BadTask(f"a task is a JSON object, this is {_kind(members)}")
         for name in ("id", "task", "difficulty"):

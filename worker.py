@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from datetime import UTC, datetime
 from threading import Event, Thread
-from typing import Any
 
 import config
 import tasks
@@ -32,7 +30,7 @@ from workqueue.handlers import usable
 from workqueue.hands import Hands
 from workqueue.messages import DoesNotFit, copied
 from workqueue.modules import chosen_handler
-from workqueue.processes import end, end_at_once, on_stop_signal
+from workqueue.processes import end_at_once, on_stop_signal, run_to_the_end
 from workqueue.publisher import Publisher
 from workqueue.queues import declare_queues, ready_tasks
 from workqueue.reports import Reports
@@ -67,10 +65,7 @@ class Worker:
     # Main thread: connect, declare, consume; again when the connection is lost
 
     def run(self) -> int:
-        """Works until a signal, or with `burst` until the queue is empty. Returns the exit code.
-
-        Raises BrokerError where trying again cannot help, and OutputClosed.
-        """
+        """Works until a signal, or with `burst` until the queue is empty. Returns the exit code."""
         for _ in range(self.settings.concurrency):
             Thread(target=self.work, name="work", daemon=True).start()
         delays = backoff()
@@ -152,9 +147,7 @@ class Worker:
         """What runs goes on; what was only held is the broker's again."""
         for delivery in self.hands.lose():
             self.output.event("task_lost_connection", **delivery.fields())
-        if failure.where:
-            self.output.note_once(f"no broker at {failure.where}: is it running?")
-        self.output.note(f"{failure.brief or failure}; connecting again in {delay:.1f} s")
+        self.output.note_failure(failure, f"connecting again in {delay:.1f} s")
         until = time.monotonic() + delay
         while time.monotonic() < until and not self.may_end():
             self.attend(seconds=min(delay, TICK_SECONDS))
@@ -183,13 +176,12 @@ class Worker:
         return time.monotonic() - self.all_settled_at >= patience
 
     def goodbye(self) -> int:
-        exit_code = 0
         self.hands.give_back_held()
-        if self.hands.in_hand or self.hands.awaited:
-            exit_code = 1
+        left = self.hands.in_hand or self.hands.awaited
+        if left:
             self.output.note("no broker to acknowledge to: what was finished may be delivered again")
         self.output.event("worker_stopped", completed=self.reports.completed)
-        return exit_code
+        return 1 if left else 0
 
     # Work threads: run the handler, then settle
 
@@ -227,7 +219,8 @@ class Worker:
             self.output.note(in_words(error))
             if delivery.attempt > len(self.settings.retry_delays):
                 return self.dead(error)
-            return Retry(Problem.of(error), self.settings.retry_delays[delivery.attempt - 1])
+            delay = self.settings.retry_delays[delivery.attempt - 1]
+            return Retry(Problem.of(error), delay, self.settings.retry_queue(delay))
         return Done(time.monotonic() - started)
 
     def dead(self, error: BaseException) -> Dead:
@@ -235,54 +228,34 @@ class Worker:
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acknowledges it, now or when a copy of it is confirmed: a fault in between leaves two of it, never none."""
-        match outcome:
-            case Done():
-                if self.acknowledge(delivery, outcome):
-                    self.reports.now(delivery)
-            case Retry(_, delay):
-                self.put_aside(delivery, outcome, self.settings.retry_queue(delay), {"x-attempts": delivery.attempt})
-            case Dead(problem, queue):
-                headers = {
-                    "x-error": problem.words,
-                    "x-error-type": problem.kind,
-                    "x-worker": self.name,
-                    "x-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "x-attempts": delivery.attempt,
-                }
-                self.put_aside(delivery, outcome, queue, headers)
+        if isinstance(outcome, Retry | Dead):
+            self.put_aside(delivery, outcome)
+        elif self.hands.acknowledge(delivery, outcome):  # basic_ack, if its channel is open
+            self.reports.now(delivery)
 
-    def put_aside(self, delivery: Delivery, outcome: Outcome, queue: str, headers: dict[str, Any]) -> None:
+    def put_aside(self, delivery: Delivery, outcome: Retry | Dead) -> None:
         """Does not wait for the confirm: other tasks go on. What cannot be put aside is given back in the end."""
         if not self.hands.wait_for_copy(delivery, outcome):
             return  # its connection is lost: it comes again as it is
 
         def on_settled(copy: object, answer: str) -> None:
-            if answer == "confirmed" and self.acknowledge(delivery, outcome):
+            if answer == "confirmed" and self.hands.acknowledge(delivery, outcome):
                 self.reports.later(delivery)
 
+        headers = outcome.headers(delivery, self.name)
         try:
             copy = copied(delivery.body, delivery.properties, headers, delivery.channel.connection.frame_max)
         except DoesNotFit as error:
-            self.output.note(f"cannot put a task into {queue}: {error}; it is held until this worker stops")
+            self.output.note(f"cannot put a task into {outcome.queue}: {error}; it is held until this worker stops")
         else:
-            self.copies.publish(queue, copy, on_settled)
-
-    def acknowledge(self, delivery: Delivery, outcome: Outcome) -> bool:
-        """Whether it could be. If not, it will be when the task comes again, and is reported then."""
-        return self.hands.acknowledge(delivery, outcome)  # basic_ack, if its channel is open
+            self.copies.publish(outcome.queue, copy, on_settled)
 
 
 def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
     fill_missing_streams()
     arguments = flags.of_worker(argv)
     try:
-        settings = config.load(
-            {
-                "TASK_QUEUE": ("--queue", arguments.queue),
-                "PREFETCH_COUNT": ("--prefetch", arguments.prefetch),
-                "CONCURRENCY": ("--concurrency", arguments.concurrency),
-            }
-        )
+        settings = config.load(arguments.settings)
         simulates = not (handle or arguments.handlers)
         handle = usable(handle) if handle else chosen_handler(arguments.handlers, settings)
     except config.SettingError as error:
@@ -291,16 +264,7 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
     output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1, simulates)
     worker = Worker(settings, handle, output, arguments.id, arguments.burst)
     on_stop_signal(worker.on_signal)
-    try:
-        return end(worker.run())
-    except BrokerError as error:
-        output.note(str(error))
-        return end(error.exit_code)
-    except OutputClosed as error:
-        output.note(f"{error}: stopped, and what was running is given back")
-    except BaseException as error:  # SystemExit too, if it is what a thread has died of
-        output.note(f"{in_words(error)}stopped, and what was running is given back")
-    return end(1)
+    return run_to_the_end(worker.run, output.note)
 
 
 if __name__ == "__main__":

@@ -221,8 +221,8 @@ def test_what_a_handler_changes_in_its_process_holds_up_no_other_task(bench: Ben
     assert runs(bench) == Counter(GO_ON)
 
 
-GOES_ON = ("closerange", "reuse", "epoll", "connection thread", "close stdout")
-ENDS = ("main thread", "work thread", "closerange all")
+GOES_ON = ("connection thread", "close stdout")
+ENDS = ("main thread", "work thread", "closerange", "reuse", "epoll", "closerange all")
 
 
 @pytest.fixture
@@ -255,7 +255,9 @@ def test_a_worker_that_cannot_work_ends_or_begins_again(benches: dict[str, Bench
     for what in ENDS:
         (worker,) = benches[what].programs
         assert worker.wait(20) == 1, worker.describe()
-        if what != "closerange all":
+        if what in ("closerange", "reuse", "epoll"):
+            assert "this process cannot go on" in worker.stderr
+        elif what != "closerange all":
             assert "stopped, and what was running is given back" in worker.stderr
         found = {json.loads(body)["id"] for _, body in benches[what].take_all()}
         assert found | {event["id"] for event in worker.events("task_completed")} >= {what, "good"}
@@ -436,8 +438,9 @@ def test_a_sender_whose_output_nobody_reads_keeps_its_link_and_obeys_signals(ben
     ready = bench.ready()
     sender.signal(signal.SIGTERM)
     assert sender.wait(4) == 1
-    os.close(ours)
-    assert f"{ready} tasks sent, {ready} confirmed" in sender.stderr
+    with open(ours, "rb") as unread:
+        printed = unread.read().decode()  # where there was room, the closing line is in there
+    assert f"{ready} tasks sent, {ready} confirmed" in sender.stderr + printed
     assert bench.ready() == ready
 
 

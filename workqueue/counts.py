@@ -31,7 +31,7 @@ from workqueue.errors import FAILURES, BrokerError, explain
 from workqueue.messages import Message
 from workqueue.publisher import Publisher
 
-MARKED_WITHIN_SECONDS = 1.0  # a broker that takes no message for longer holds up no task: it runs unmarked
+MARKED_WITHIN_SECONDS = 5.0  # a broker that takes no message for longer holds up no task: it runs unmarked
 BACK_WITHIN_SECONDS = 2.0  # a worker that has only lost its link is back by then, and has removed its marks
 MARKS = {
     "x-queue-type": "classic",
@@ -125,8 +125,9 @@ class Counts:
 
         self._marked[delivery] = None
         self._copies.publish(self._queue(delivery), MARK, on_settled, once=True)
-        if not (self._slow or marked.wait(MARKED_WITHIN_SECONDS)):
-            self._slow = True
+        until = time.monotonic() + MARKED_WITHIN_SECONDS
+        while not (self._slow or marked.wait(0.1)):
+            self._slow = self._copies.blocked or time.monotonic() > until
 
     def _queue(self, delivery: Delivery) -> str:
         return f"{self._settings.task_queue}.begun.{delivery.identity.hex()}"

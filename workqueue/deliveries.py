@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -57,6 +58,10 @@ class Retry:
 
     problem: Problem
     delay_seconds: float
+    queue: str
+
+    def headers(self, delivery: Delivery, worker: str) -> dict[str, Any]:
+        return {"x-attempts": delivery.attempt}
 
     def event(self) -> tuple[str, dict[str, Any]]:
         about = {"error": self.problem.words, "error_type": self.problem.kind}
@@ -69,6 +74,16 @@ class Dead:
 
     problem: Problem
     queue: str
+
+    def headers(self, delivery: Delivery, worker: str) -> dict[str, Any]:
+        """Why, who, when, and after how many attempts."""
+        return {
+            "x-error": self.problem.words,
+            "x-error-type": self.problem.kind,
+            "x-worker": worker,
+            "x-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "x-attempts": delivery.attempt,
+        }
 
     def event(self) -> tuple[str, dict[str, Any]]:
         return "task_dead", {"error": self.problem.words, "error_type": self.problem.kind, "queue": self.queue}

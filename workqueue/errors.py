@@ -58,7 +58,13 @@ class Stopped(Exception):
     """We were told to stop while we waited for a broker."""
 
 
-HOPELESS = (Refused, Misconfigured)
+class Broken(BrokerError):
+    """Something is wrong with this process; trying again will not help."""
+
+    exit_code = 1
+
+
+HOPELESS = (Refused, Misconfigured, Broken)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ def explain(error: BaseException, settings: Settings, url: str = "") -> BrokerEr
     if isinstance(error, BrokerError):
         return error
     where = ",".join(mask(known) for known in ([url] if url else settings.rabbitmq_urls))
+    root = _root(error)
+    if isinstance(root, RecursionError | MemoryError) or (isinstance(root, OSError) and root.errno == errno.EBADF):
+        return Broken(f"this process cannot go on, perhaps for what a handler has done to it ({root})")
     text = str(getattr(error, "reply_text", "") or innermost(error))
     failure = _Failure(error, getattr(error, "reply_code", 0), text, where, settings)
     for rule in _OF_A_CHANNEL if isinstance(error, ChannelClosedByBroker) else _OF_A_CONNECTION:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from workqueue.errors import BrokerError
 from workqueue.streams import harmless, note, say
 
 MOST_CELLS = 30  # of a progress bar
@@ -87,11 +88,13 @@ class WorkerOutput:
         self._drawn = False
         note(f"[{self._worker}] {line}")
 
-    def note_once(self, line: str) -> None:
-        """Not again, until something else was noted so."""
-        if line != self._said:
-            self._said = line
-            self.note(line)
+    def note_failure(self, failure: BrokerError, then: str) -> None:
+        """In one line that fits a terminal; where nobody answers is said once."""
+        if failure.where != self._said:
+            self._said = failure.where
+            if failure.where:
+                self.note(f"no broker at {failure.where}: is it running?")
+        self.note(f"{failure.brief or failure}; {then}")
 
     def _text(self, event: str, details: dict[str, Any]) -> str:
         who = self._who

@@ -1,4 +1,4 @@
-"""The command lines of sender.py and worker.py."""
+"""The command lines of sender.py and worker.py. `settings` are the flags that beat settings: see config.load."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def of_sender(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--payload goes with --task")
     if arguments.count is None and not (arguments.seed is None and arguments.max_difficulty is None):
         parser.error("--seed and --max-difficulty go with --count")
+    arguments.settings = {"TASK_QUEUE": ("--queue", arguments.queue)}
+    arguments.bulk = arguments.count is not None or arguments.file is not None
     return arguments
 
 
@@ -73,6 +75,11 @@ def of_worker(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--burst", action="store_true", help="stop when the queue is empty")
     parser.add_argument("--quiet", action="store_true", help="print no line per task")
     arguments = parser.parse_args(argv)
+    arguments.settings = {
+        "TASK_QUEUE": ("--queue", arguments.queue),
+        "PREFETCH_COUNT": ("--prefetch", arguments.prefetch),
+        "CONCURRENCY": ("--concurrency", arguments.concurrency),
+    }
     arguments.id = arguments.id or f"Worker-{uuid.uuid4().hex[:8]}"
     return arguments
 

@@ -7,10 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
-from workqueue.connection import making_sockets, open_connections
-from workqueue.streams import hurry, note
+from workqueue.connection import Connection, making_sockets, open_connections
+from workqueue.errors import BrokerError
+from workqueue.events import in_words
+from workqueue.streams import OutputClosed, hurry, note
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEFTOVERS_SECONDS = 2.0  # how long an ending process waits for what handlers have left running
@@ -45,7 +48,7 @@ def _be_a_plain_child() -> None:
     """What a handler forks ends at a signal like any other process, and does not hold the link to the broker open."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    for connection in list(open_connections):
+    for connection in _connections():
         connection.forget_socket()
     _go_on()  # and ends here, if it was sent one already: a KeyboardInterrupt would be ignored in here
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,17 +56,27 @@ def _be_a_plain_child() -> None:
 
 def end_at_once(line: str) -> None:
     """Ends the process with exit code 1. The broker takes back what it had delivered."""
-    for connection in list(open_connections):
+    for connection in _connections():
         connection.abort()
     note(line)
     os._exit(1)
 
 
-def end(exit_code: int) -> int:
-    """For the last line of a program: its exit code, which it will have.
+def run_to_the_end(run: Callable[[], int], say_why: Callable[[str], None]) -> int:
+    """Runs a worker. What ends it becomes its last line, and its exit code, which is returned.
 
     Python waits for threads and child processes that handlers have left running. A worker does not wait for long.
     """
+    exit_code = 1
+    try:
+        exit_code = run()
+    except BrokerError as error:
+        say_why(str(error))
+        exit_code = error.exit_code
+    except OutputClosed as error:
+        say_why(f"{error}: stopped, and what was running is given back")
+    except BaseException as error:  # SystemExit too, if it is what a thread has died of
+        say_why(f"{in_words(error)}stopped, and what was running is given back")
 
     def leave() -> None:
         time.sleep(LEFTOVERS_SECONDS)
@@ -73,3 +86,9 @@ def end(exit_code: int) -> int:
 
     threading.Thread(target=leave, daemon=True).start()
     return exit_code
+
+
+def _connections() -> list[Connection]:
+    while True:
+        with suppress(RuntimeError):  # another thread opens one just now
+            return list(open_connections)

@@ -28,6 +28,7 @@ from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain, 
 from workqueue.messages import Message
 
 OnSettled = Callable[[Message, str], None]
+ANSWER_SECONDS = 1.0  # that an answer may take, asked for at the last moment
 SHUTDOWN = 320  # the broker's code for an end that is nobody's fault
 CLOSED_BY_BROKER = (ChannelClosedByBroker, ConnectionClosedByBroker)
 
@@ -81,6 +82,7 @@ class Publisher:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
+        self.blocked = False  # the broker takes nothing, for want of memory or disk
         self.error: BrokerError | None = None
         self.published = 0
         """Messages handed to a broker at least once."""
@@ -235,12 +237,13 @@ class Publisher:
             self._pause(delay)
 
     def _out_of_patience(self) -> bool:
-        return self._failing_since > 0 and self._failing_for() > self._patience
+        return self._failing_since > 0 and self._failing_for() > self._patience + ANSWER_SECONDS
 
     def _gives_up(self, connection: Connection) -> bool:
         return self._out_of_patience() and not connection.blocked
 
     def _say_blocked(self, blocked: bool) -> None:
+        self.blocked = blocked
         if blocked:
             self._note("The broker is out of memory or disk and takes no tasks: waiting until it does.")
         else:
@@ -304,7 +307,7 @@ class Publisher:
                 with self._guard:
                     self._to_send.extendleft(reversed(self._refused))
                     self._refused.clear()
-                    anew = not self._sent
+                    anew = self._forever and not self._sent
                     self._channel = None if anew else channel
                 if anew:  # a quorum queue that was full may still refuse this channel
                     channel.close()
