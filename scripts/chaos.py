@@ -2,8 +2,9 @@
 """Breaks things while tasks are sent and worked on, and counts what came of them.
 
 Sends N tasks through M workers over a TCP forwarder, on a broker of its own, while it kills workers, stops them,
-restarts and kills the broker, and cuts and stalls connections. A task counts as completed when its handler has
-returned, written down by the handler itself before the task is acknowledged.
+restarts and kills the broker, and cuts and stalls connections. Every fifth task fails at first, and is tried again. A
+task counts as completed when its handler has returned, written down by the handler itself before the task is
+acknowledged.
 
 Ends with a table, and with exit code 1 if a confirmed task was lost. The same seed makes the same faults, in the same
 order and at the same distances.
@@ -65,6 +66,7 @@ class Chaos:
             "CONNECT_TIMEOUT_SECONDS": "120",
             "LOG_FORMAT": "json",
             "CHAOS_DONE_FILE": str(self.done_file),
+            "CHAOS_FAILS_EVERY": str(arguments.fails_every),
         }
         self.workers = [self.start_worker(number) for number in range(arguments.workers)]
 
@@ -95,7 +97,7 @@ class Chaos:
             time.sleep(0.05)
             if sender.poll() not in (None, 0):
                 break
-        self.broker.keep_queues()  # see the README: what a crash does to a queue that is only a moment old
+        self.broker.keep_queues()  # see docs/guarantees.md: what a crash does to a queue that is only a moment old
         # every fault once, in the order of the seed, and then again, until the tasks or the time are used up
         pending: list[str] = []
         while time.monotonic() - started < self.arguments.seconds and (
@@ -221,8 +223,14 @@ class Chaos:
 
 
 def work(task: Task, attempt: Attempt) -> None:
-    """The handler of a chaos worker: a moment of work, then a line in the file of what is done."""
+    """The handler of a chaos worker: a moment of work, then a line in the file of what is done.
+
+    Every few tasks fail at first, so that there are always some in the retry queues.
+    """
     time.sleep(SECONDS_PER_TASK)
+    every = int(os.environ["CHAOS_FAILS_EVERY"])
+    if every and int(task.id) % every == 0 and attempt.number == 1:
+        raise RuntimeError("to be tried again")
     with open(os.environ["CHAOS_DONE_FILE"], "ab", buffering=0) as file:
         file.write(f"{time.monotonic()} {task.id}\n".encode())
 
@@ -236,6 +244,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", metavar="M", type=int, default=4, help="workers (default: %(default)s)")
     parser.add_argument("--concurrency", metavar="N", type=int, default=1, help="of each worker (default: %(default)s)")
     parser.add_argument("--prefetch", metavar="N", type=int, default=1, help="of each worker (default: %(default)s)")
+    parser.add_argument(
+        "--fails-every", metavar="N", type=int, default=5, help="each Nth task fails at first (default: %(default)s)"
+    )
     parser.add_argument("--seed", metavar="S", type=int, default=1, help="of the faults (default: %(default)s)")
     parser.add_argument(
         "--seconds", metavar="T", type=float, default=120, help="no new fault after this (default: %(default)s)"

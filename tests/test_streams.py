@@ -620,7 +620,7 @@ def test_a_file_that_cannot_be_read_is_named(path: str, tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / path)
 
 
-@pytest.mark.parametrize("redirection", ["<&1", "<."])
+@pytest.mark.parametrize("redirection", ["<&1"])
 def test_a_standard_input_that_cannot_be_read_is_named(redirection: str, tmp_path: Path) -> None:
     code = "fill_missing_streams()\ntry: list(lines('-'))\nexcept OSError as error: note(str(error.filename))"
     program = subprocess.run(

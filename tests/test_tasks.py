@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import DEMO_BATCH, Attempt, BadTask, Task, generate, simulate
@@ -56,6 +56,7 @@ def test_a_body_that_is_no_task_is_refused_with_a_reason(body: bytes) -> None:
     assert 5 < len(str(caught.value)) < 200
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_task_or_a_bad_task(body: bytes) -> None:
     try:
@@ -72,6 +73,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Task,
@@ -85,6 +87,7 @@ def test_what_is_encoded_is_decoded_again(task: Task) -> None:
     assert Task.decode(task.encode()) == task
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["id", "task", "difficulty", "payload", "more"]), json_values))
 def test_any_object_is_a_task_or_a_bad_task(members: dict[str, Any]) -> None:
     body = json.dumps(members).encode()
