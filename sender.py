@@ -24,6 +24,7 @@ from tasks import BadTask, Task
 from workqueue import flags
 from workqueue.errors import BrokerError
 from workqueue.messages import Message
+from workqueue.processes import is_another
 from workqueue.publisher import Publisher
 from workqueue.queues import declare_task_queue
 from workqueue.report import SendReport
@@ -101,8 +102,9 @@ def send(to_send: Iterator[Task], settings: Settings, report: SendReport) -> int
 
 def interrupt(signal_number: int, frame: object) -> None:
     """The first signal ends the sending, and what is on its way is waited for; a second one ends the program."""
+    told_at = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(1))
+        signal.signal(number, lambda *_: os._exit(1) if is_another(told_at) else None)
     hurry()
     raise KeyboardInterrupt
 

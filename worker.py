@@ -30,7 +30,7 @@ from workqueue.handlers import usable
 from workqueue.hands import Hands
 from workqueue.messages import DoesNotFit, copied
 from workqueue.modules import chosen_handler
-from workqueue.processes import end_at_once, on_stop_signal, run_to_the_end
+from workqueue.processes import end_at_once, is_another, on_stop_signal, run_to_the_end
 from workqueue.publisher import Publisher
 from workqueue.queues import declare_queues, ready_tasks
 from workqueue.reports import Reports
@@ -60,7 +60,7 @@ class Worker:
         self.ready = Event()  # no task is begun before `worker_ready` is printed
         self.stopping = False
         self.failure: BaseException | None = None  # what ends the worker
-        self.busy_at = self.all_settled_at = 0.0
+        self.busy_at = self.told_at = self.all_settled_at = 0.0
 
     # Main thread: connect, declare, consume; again when the connection is lost
 
@@ -156,11 +156,12 @@ class Worker:
 
     def on_signal(self, number: int, frame: object) -> None:
         """The first SIGTERM or SIGINT stops gracefully, a second one at once."""
-        if self.stopping:
+        if not self.stopping:
+            self.stopping, self.told_at = True, time.monotonic()
+            hurry()
+            self.reports.wake()
+        elif is_another(self.told_at):
             end_at_once(f"[{self.name}] stopped at once: what was running is given back")
-        self.stopping = True
-        hurry()
-        self.reports.wake()
 
     def fail(self, error: BaseException) -> None:
         """From any thread: ends the worker. What it had in hand is given back."""

@@ -10,4 +10,6 @@ ensure_python requirements-test.txt
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-exec "$python" -m pytest -n 4 --dist loadfile "$@"
+"$python" -m pytest -n 4 --dist loadfile -m "not alone" "$@"
+# what measures time has the machine for itself; pytest says 5 where none of these was asked for
+"$python" -m pytest -n 0 -m alone "$@" || [ $? = 5 ]

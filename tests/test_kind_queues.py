@@ -405,7 +405,8 @@ def test_a_queue_whose_node_is_away_is_waited_for(cluster: Bench) -> None:
     for kind in ("existing", "classic"):
         impatient = cluster.start("sender.py", *one, QUEUE_TYPE=kind, CONNECT_TIMEOUT_SECONDS="2")
         assert impatient.wait(30) in (1, 3), impatient.describe()
-    assert "node is away" in impatient.stderr
+    # RabbitMQ 4.3 may not answer at all within the time
+    assert "node is away" in impatient.stderr or "does not answer" in impatient.stderr
     senders = [cluster.start("sender.py", *one, **patient, QUEUE_TYPE=kind) for kind in ("existing", "classic")]
     for number, name in enumerate(("fail", "reject"), start=7):
         with here.channel() as channel:

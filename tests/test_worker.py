@@ -398,6 +398,7 @@ def test_task_text_cannot_harm_a_terminal(bench: Bench) -> None:
         bench.publish(json.dumps({"id": 1, "task": evil, "difficulty": 0}).encode())
 
 
+@pytest.mark.alone
 def test_an_idle_worker_is_small_and_starts_quickly(bench: Bench) -> None:
     samples = []
     for _ in range(5):

@@ -18,6 +18,8 @@ from workqueue.streams import OutputClosed, hurry, note
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEFTOVERS_SECONDS = 2.0  # how long an ending process waits for what handlers have left running
 
+ONE_SIGNAL_SECONDS = 0.1  # timeout(1), say, signals a process and then its group, and means to signal once
+
 OnSignal = Callable[[int, FrameType | None], None]
 
 
@@ -52,6 +54,11 @@ def _be_a_plain_child() -> None:
         connection.forget_socket()
     _go_on()  # and ends here, if it was sent one already: a KeyboardInterrupt would be ignored in here
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_another(told_at: float) -> bool:
+    """Whether a signal of now is another one than that of `told_at` (time.monotonic())."""
+    return time.monotonic() - told_at > ONE_SIGNAL_SECONDS
 
 
 def end_at_once(line: str) -> None:
