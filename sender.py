@@ -9,7 +9,6 @@ confirmed is in the queue, and stays there through a restart of the broker.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -24,7 +23,7 @@ from tasks import BadTask, Task
 from workqueue import flags
 from workqueue.errors import BrokerError
 from workqueue.messages import Message
-from workqueue.processes import is_another
+from workqueue.processes import end_if_another
 from workqueue.publisher import Publisher
 from workqueue.queues import declare_task_queue
 from workqueue.report import SendReport
@@ -45,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
-    report = SendReport(arguments.quiet, arguments.bulk, arguments.count, arguments.window)
-    return send(to_send, settings, report)
+    return send(to_send, settings, SendReport(arguments.quiet, arguments.bulk, arguments.count, arguments.window))
 
 
 def message(task: Task) -> Message:
@@ -104,7 +102,7 @@ def interrupt(signal_number: int, frame: object) -> None:
     """The first signal ends the sending, and what is on its way is waited for; a second one ends the program."""
     told_at = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(1) if is_another(told_at) else None)
+        signal.signal(number, lambda *_: end_if_another(told_at))
     hurry()
     raise KeyboardInterrupt
 

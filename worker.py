@@ -122,8 +122,7 @@ class Worker:
                 channel.basic_qos(prefetch_count=prefetch)
                 channel.basic_consume(self.settings.task_queue, self.hands.take, consumer_tag)
                 if not self.ready.is_set():
-                    shown = self.settings.prefetch_count
-                    self.output.event("worker_ready", queue=self.settings.task_queue, prefetch=shown)
+                    self.output.ready(self.settings)
                     self.ready.set()
             self.attend(channel)
         self.hands.consumer_stops()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from config import Settings
 from workqueue.errors import BrokerError
 from workqueue.streams import harmless, note, say
 
@@ -82,6 +83,9 @@ class WorkerOutput:
         is_bar = event == "task_progress"
         say((UP_AND_CLEAR if is_bar and self._drawn else "") + self._text(event, details))
         self._drawn = is_bar and self._redraws
+
+    def ready(self, settings: Settings) -> None:
+        self.event("worker_ready", queue=settings.task_queue, prefetch=settings.prefetch_count)
 
     def note(self, line: str) -> None:
         """For people who look after the worker, on standard error."""
