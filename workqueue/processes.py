@@ -18,7 +18,7 @@ from workqueue.streams import OutputClosed, hurry, note
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEFTOVERS_SECONDS = 2.0  # how long an ending process waits for what handlers have left running
 
-ONE_SIGNAL_SECONDS = 0.1  # timeout(1), say, signals a process and then its group, and means to signal once
+ONE_SIGNAL_SECONDS = 0.01  # timeout(1), say, signals a process and then its group, and means to signal once
 
 OnSignal = Callable[[int, FrameType | None], None]
 
