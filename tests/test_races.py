@@ -544,7 +544,7 @@ def test_claiming_back_takes_nothing_else(
 
     def noted(self: Hands, channel: Channel, queue: str) -> None:
         claim_back(self, channel, queue)
-        kept.append(len([delivery for delivery in self._in_hand if not delivery.begun]))
+        kept.append(len(self._not_begun))
         claimed.set()
 
     claim_back = Hands.claim_back

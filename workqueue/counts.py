@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from pika import BasicProperties, DeliveryMode
 
@@ -37,6 +37,7 @@ MARKS = {
     "x-queue-type": "classic",
     "x-expires": 24 * 60 * 60 * 1000,
 }  # marks that nobody needs any more are gone in a day
+NEVER_BEGUN = nullcontext(0)
 MARK = Message(b"", BasicProperties(delivery_mode=DeliveryMode.Persistent))
 
 
@@ -57,12 +58,12 @@ class Counts:
         # what may be begun once only is marked the first time: redelivered does not mean begun
         self._from_the_first = settings.delivery_limit == 1
 
-    @contextmanager
-    def begun(self, delivery: Delivery) -> Iterator[int]:
+    def begun(self, delivery: Delivery) -> AbstractContextManager[int]:
         """For as long as it runs. How often it was begun before; marks that it is begun once more."""
-        if not (delivery.suspect or self._from_the_first):
-            yield 0
-            return
+        return self._counted(delivery) if delivery.suspect or self._from_the_first else NEVER_BEGUN
+
+    @contextmanager
+    def _counted(self, delivery: Delivery) -> Iterator[int]:
         count, limit = self._count(delivery), self._settings.delivery_limit
         alone = 0 < count == limit - 1
         if alone:

@@ -103,7 +103,6 @@ class Delivery:
     body: bytes
     place: int = 0  # the consumer, by number, whose prefetch it counts for
     suspect: bool = False  # it may have ended the worker that had it before: see counts.py
-    begun: bool = False
     task: Task | None = None
     outcome: Outcome | None = None
     waits_since: float = 0.0  # for its copy to be confirmed
@@ -153,7 +152,7 @@ class Delivery:
 
     def settled(self, outcome: Outcome) -> None:
         """What it needed is done: what is left is its acknowledgement, for which the body is not kept."""
-        self.outcome, self.settled_at = outcome, time.monotonic()
+        self.outcome, self.settled_at, self.waits_since = outcome, time.monotonic(), 0.0
         self.identity  # noqa: B018  # made of the body
         self.body = b""
 

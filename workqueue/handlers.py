@@ -55,6 +55,8 @@ def _run(handle: Any, task: Task, attempt: Attempt) -> None:
         raise
     if os.getpid() != process:
         _end_child(None)
+    if returned is None:
+        return
     if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
         if inspect.iscoroutine(returned):
             returned.close()

@@ -48,6 +48,7 @@ class Hands:
         self._guard = threading.RLock()
         self._held: SimpleQueue[Delivery] = SimpleQueue()
         self._in_hand: dict[Delivery, None] = {}
+        self._not_begun: dict[Delivery, None] = {}
         self._acknowledged: deque[Delivery] = deque(maxlen=REMEMBERED)
         self._expected: dict[bytes, list[Delivery]] = {}
         self._place = 0  # the number of the consumer of now
@@ -67,7 +68,7 @@ class Hands:
                 return
             in_a_row = self._redelivered_in_a_row = self._redelivered_in_a_row + 1 if delivery.redelivered else 0
             delivery.suspect = 0 < in_a_row <= max(SUSPECTS, self._prefetch_count)
-            self._in_hand[delivery] = None
+            self._in_hand[delivery] = self._not_begun[delivery] = None
             self._held.put(delivery)
 
     def next(self) -> Delivery:
@@ -75,10 +76,8 @@ class Hands:
         return self._held.get()
 
     def begin(self, delivery: Delivery) -> bool:
-        """Whether it is still ours, and runs from now on."""
-        with self._guard:
-            delivery.begun = delivery in self._in_hand
-            return delivery.begun
+        """Whether it is still ours, and runs from now on. Without the guard, for which many threads would queue."""
+        return self._not_begun.pop(delivery, self) is None
 
     def wait_for_copy(self, delivery: Delivery, outcome: Outcome) -> bool:
         """Whether a copy of it is to be published. Not if its connection was lost: it comes again as it is."""
@@ -93,17 +92,21 @@ class Hands:
 
     def acknowledge(self, delivery: Delivery, outcome: Outcome) -> bool:
         """Whether it could be; if not, its connection was lost, and it is acknowledged when it comes again."""
+        delivery.identity  # noqa: B018  # takes its time: not under the guard
         with self._guard:
-            if self._in_hand.pop(delivery, self) is self:  # given back meanwhile
+            if delivery not in self._in_hand:  # given back meanwhile
                 return False
+            channel, tag = delivery.channel, delivery.tag
             delivery.settled(outcome)
             self.on_settled(delivery)
-            if not delivery.channel.is_open:
+            if not channel.is_open:
+                del self._in_hand[delivery]
                 self._expect(delivery)  # nobody may have said yet that it is lost
                 return False
-            delivery.channel.basic_ack(delivery.tag)
             self._remember(delivery)
-            return True
+        channel.basic_ack(tag)  # may wake the connection's thread, which may want the guard
+        self._in_hand.pop(delivery, None)  # only now: a worker that stops waits for what is in hand
+        return True
 
     def _remember(self, delivery: Delivery) -> None:
         if delivery.key:
@@ -117,7 +120,7 @@ class Hands:
     def give_back_waiting(self) -> int:
         """What waits for its copy in vain. Returns how many there were."""
         with self._guard:
-            waiting = [delivery for delivery in self._in_hand if delivery.waits_since]
+            waiting = [delivery for delivery in list(self._in_hand) if delivery.waits_since]
             for delivery in waiting:
                 del self._in_hand[delivery]
                 delivery.channel.basic_nack(delivery.tag)
@@ -128,10 +131,13 @@ class Hands:
             with suppress(Empty):
                 while True:
                     self._held.get_nowait()
-            held = [delivery for delivery in self._in_hand if not delivery.begun]
-            for delivery in held:
-                del self._in_hand[delivery]
-            return held
+            held = []
+            with suppress(KeyError):  # a work thread has begun the last one
+                while True:
+                    delivery, _ = self._not_begun.popitem()
+                    del self._in_hand[delivery]
+                    held.append(delivery)
+            return held[::-1]
 
     # A lost connection
 
@@ -141,7 +147,7 @@ class Hands:
             equal = {delivery.key for delivery in self._drop_held()}
             self._limit = self._redelivered_in_a_row = self._claims = 0
             self._claim_at = 0.0
-            for delivery in self._in_hand:
+            for delivery in list(self._in_hand):
                 self._expect(delivery)
             uncertain = [d for d in self._acknowledged if d.channel.acknowledgements.may_come_back(d.tag)]
             self._acknowledged.clear()
@@ -153,7 +159,7 @@ class Hands:
                     delivery.reported = True
                     self._expect(delivery)
             self._forget_old()
-            lost = [delivery for delivery in self._in_hand if not delivery.lost]
+            lost = [delivery for delivery in list(self._in_hand) if not delivery.lost]
             for delivery in lost:
                 delivery.lost = True
             return lost
@@ -252,12 +258,12 @@ class Hands:
     def busy(self) -> bool:
         """Whether there is more in hand than what waits for its copy, for long."""
         with self._guard:
-            return not all(_is_parked(delivery) for delivery in self._in_hand)
+            return not all(_is_parked(delivery) for delivery in list(self._in_hand))
 
     @property
     def running(self) -> int:
         with self._guard:
-            return sum(1 for delivery in self._in_hand if delivery.begun and not delivery.waits_since)
+            return sum(1 for d in list(self._in_hand) if d not in self._not_begun and not d.waits_since)
 
     @property
     def awaited(self) -> int:
@@ -276,10 +282,10 @@ class Hands:
         if self._prefetch_count == 0:
             return None if self._limit else 0
         with self._guard:
-            parked = {d for d in self._in_hand if _is_parked(d)}
+            parked = {d for d in list(self._in_hand) if _is_parked(d)}
             if len(parked) > MOST_PARKED:
                 return None
-            here = [d for d in self._in_hand if d.place == self._place and d.channel.is_open]
+            here = [d for d in list(self._in_hand) if d.place == self._place and d.channel.is_open]
             elsewhere = len(self._in_hand) - len(here) - len(parked.difference(here))
             if self._prefetch_count - elsewhere <= self._limit - len(parked.intersection(here)):
                 return None
@@ -291,7 +297,7 @@ class Hands:
         self._place += 1
         self._limit = limit or 2**31
         with self._guard:
-            return f"{name}.{self._place}" if any(d.channel.is_open for d in self._in_hand) else name
+            return f"{name}.{self._place}" if any(d.channel.is_open for d in list(self._in_hand)) else name
 
     def consumer_stops(self) -> None:
         self._limit = 0

@@ -59,11 +59,23 @@ class Wire(SelectConnection):
                 os.close(nothing)
 
     def flush(self) -> None:
-        """Writes what is held back: by itself, pika makes three system calls a frame."""
+        """Writes what is held back: by itself, pika makes three system calls a frame, and goes round its loop once."""
         if self._held_back:
             held_back, self._held_back = self._held_back, bytearray()
             if not self.is_closed:
-                super()._output_marshaled_frames([bytes(held_back)])  # type: ignore[misc]
+                left = bytes(held_back[self._written_at_once(held_back) :])
+                if left:
+                    super()._output_marshaled_frames([left])  # type: ignore[misc]
+
+    def _written_at_once(self, data: bytearray) -> int:
+        """How many bytes the socket has taken. None over TLS, or where pika has something to write before."""
+        transport = self._transport  # type: ignore[attr-defined]
+        if self.params.ssl_options or transport is None or transport.get_write_buffer_size():
+            return 0
+        try:
+            return int(transport._sock.send(data))
+        except (OSError, AttributeError):  # full, or gone: pika finds out which
+            return 0
 
     def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
         for frame in marshaled_frames:
