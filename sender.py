@@ -94,8 +94,7 @@ def send(to_send: Iterator[Task], settings: Settings, report: SendReport) -> int
     except (OutputClosed, KeyboardInterrupt) as error:
         report.note(f"sender.py: {str(error) or 'interrupted'}; nothing more is sent")
         exit_code = 1
-    report.close(publisher.published)
-    return exit_code or int(report.error is not None or report.confirmed < publisher.published)
+    return exit_code or int(not report.close(publisher.abandon()))
 
 
 def interrupt(signal_number: int, frame: object) -> None:

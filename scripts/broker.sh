@@ -317,6 +317,8 @@ C
     RABBITMQ_DIST_PORT=$(set -- $dist_ports && echo "${!number}")
     export RABBITMQ_DIST_PORT RABBITMQ_CONFIG_FILE=$1.conf RABBITMQ_ENABLED_PLUGINS_FILE=enabled_plugins
     export RABBITMQ_LOGS=- RABBITMQ_PID_FILE=$1.pid RABBITMQ_MNESIA_BASE=$state/data RABBITMQ_LOG_BASE=$state/log
+    # a retry that meets a work queue that is still coming up is handed over again after 5 s, and not after 3 minutes
+    export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-rabbit dead_letter_worker_publisher_confirm_timeout 5000"
     exec nohup "$server" </dev/null >"$1.log" 2>&1 7>&- 8>&- 9>&-
   ) &
   echo $! >"$state/$1.group"

@@ -10,6 +10,9 @@ ensure_python requirements-test.txt
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest -n 4 --dist loadfile -m "not alone" "$@"
+"$python" -m pytest -n 4 --dist loadfile -m "not alone" "$@" || {
+  say "What failed beside three others has to pass by itself:"
+  "$python" -m pytest -n 0 -m "not alone" --last-failed --last-failed-no-failures none "$@"
+}
 # what measures time has the machine for itself; pytest says 5 where none of these was asked for
 "$python" -m pytest -n 0 -m alone "$@" || [ $? = 5 ]

@@ -110,11 +110,20 @@ class Publisher:
         Raises what has ended the publisher.
         """
         self._closing = True
+        if timeout is not None:  # what no broker has got is not on its way
+            with self._guard:
+                self._to_send = deque(sent for sent in self._to_send if sent.again)
         self._attention.set()
-        if self._thread:
+        if self._thread and not (timeout is not None and self._all_settled()):
             self._ended.wait(timeout)  # not join(): interrupted once, a second join returns at once
         if self.error:
             raise self.error
+
+    def abandon(self) -> int:
+        """Nothing is sent from now on. Returns how many messages were handed to a broker at least once."""
+        with self._guard:
+            self._to_send.clear()
+            return self.published
 
     # On the connection's thread
 

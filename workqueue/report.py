@@ -87,8 +87,11 @@ class SendReport:
         else:
             note(line)
 
-    def close(self, sent: int) -> None:
-        """Prints the closing line, `8 tasks sent, 8 confirmed`; where there is no standard output, as an error."""
+    def close(self, sent: int) -> bool:
+        """Prints the closing line, `8 tasks sent, 8 confirmed`; where there is no standard output, as an error.
+
+        Returns whether all is well.
+        """
         self._finish()
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self.confirmed)
@@ -101,6 +104,7 @@ class SendReport:
             say(line)
         except OutputClosed:
             note(line)
+        return self.error is None and self.confirmed == sent
 
 
 def _progress_bar(total: int | None) -> Progress:

@@ -189,6 +189,8 @@ class ContainerBroker(Broker):
             from testcontainers.community.rabbitmq import RabbitMqContainer
 
             container = RabbitMqContainer(IMAGE)
+            hand_over_again = "-rabbit dead_letter_worker_publisher_confirm_timeout 5000"  # see docker-compose.yml
+            container.with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", hand_over_again)
             # ports of this machine that a restart keeps, and on loopback only
             published: dict[Any, Any] = {
                 inner: ("127.0.0.1", outer) for inner, outer in {5672: port, **(ports or {})}.items()
