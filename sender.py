@@ -94,7 +94,8 @@ def send(to_send: Iterator[Task], settings: Settings, report: SendReport) -> int
     except (OutputClosed, KeyboardInterrupt) as error:
         report.note(f"sender.py: {str(error) or 'interrupted'}; nothing more is sent")
         exit_code = 1
-    return exit_code or int(not report.close(publisher.abandon()))
+    all_well = report.close(publisher.abandon())
+    return exit_code or int(not all_well)
 
 
 def interrupt(signal_number: int, frame: object) -> None:
