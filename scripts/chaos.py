@@ -172,14 +172,19 @@ class Chaos:
             process.kill()
             process.wait()
 
+    def rows(self) -> list[str]:
+        """What the broker says of each queue: name, ready, unacknowledged, consumers. Raises what asking it raises."""
+        columns = ["name", "messages_ready", "messages_unacknowledged", "consumers"]
+        rows = self.broker.ctl("--quiet", "list_queues", *columns).splitlines()
+        return [row for row in rows if row.startswith(QUEUE)]
+
     def left(self) -> int:
         """Tasks in the hands of workers, in the work queue and in the retry queues."""
         try:
-            rows = self.broker.ctl("--quiet", "list_queues", "name", "messages").splitlines()
+            rows = [row.split("\t") for row in self.rows()]
         except (subprocess.CalledProcessError, NoBroker, AssertionError):
             return 1
-        counts = {row.split("\t")[0]: row.split("\t")[-1] for row in rows}
-        return sum(int(n) for name, n in counts.items() if name.startswith(QUEUE) and not name.endswith(".dead"))
+        return sum(int(ready) + int(held) for name, ready, held, _ in rows if not name.endswith(".dead"))
 
     def done(self) -> Counter[int]:
         lines = self.done_file.read_text().splitlines()
@@ -217,7 +222,11 @@ class Chaos:
             print(f"  {name:<20}{value}")
         if confirmed < self.arguments.tasks:
             print("the end of the sender's log:", *sender_log.splitlines()[-8:], sep="\n  ")
-        if lost:
+        if lost or self.left():
+            print("left in queues (ready, unacknowledged, consumers):", *self.rows(), sep="\n  ")
+            for log in sorted(self.folder.glob("worker-*.log")):
+                said = [line for line in log.read_text(errors="replace").splitlines() if not line.startswith("{")]
+                print(f"the end of {log.name}:", *said[-8:], sep="\n  ")
             print(f"lost: {sorted(set(range(1, self.arguments.tasks + 1)) - done.keys() - dead)[:20]} ...")
         return 1 if lost or not closing else 0
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,17 @@ DEFAULTS = {
     "CONNECT_TIMEOUT_SECONDS": "10",
     "LOG_FORMAT": "json",
 }
+
+
+def put(channel: Channel, queue: str, messages: Iterable[tuple[bytes, BasicProperties | None]]) -> None:
+    """Publishes messages to a queue, and returns when all of them are in it."""
+    channel.confirm_delivery()
+    outcomes: list[str] = []
+    all_of_them = list(messages)
+    for body, properties in all_of_them:
+        channel.basic_publish("", queue, body, properties, True, outcomes.append)
+    until(lambda: len(outcomes) == len(all_of_them), "the confirms", 60)
+    assert set(outcomes) <= {"confirmed"}, outcomes
 
 
 class Program:
@@ -140,8 +152,7 @@ class Bench:
         """Publishes as a client of another make does: declares the queue durable without arguments, no properties."""
         with self.broker.channel() as channel:
             channel.queue_declare(self.queue, durable=True)
-            channel.confirm_delivery()
-            assert channel.publish_and_wait(queue or self.queue, body, properties) == "confirmed"
+            put(channel, queue or self.queue, [(body, properties)])
 
     def publish_as_sender(self, body: bytes) -> None:
         """Publishes with a message id, as sender.py does."""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lab.forwarder import Forwarder
 from lab.waiting import until
 from pika import BasicProperties
-from programs import Bench, Program
+from programs import Bench, Program, put
 
 from tasks import BadTask, Task
 
@@ -299,8 +299,7 @@ def test_a_task_that_runs_past_the_delivery_time_out_is_explained_and_not_run_in
 def test_a_thousand_generated_bodies_end_dead_or_done(breakable: Bench, bodies: list[bytes]) -> None:
     worker = breakable.worker(SECONDS_PER_DIFFICULTY="0")
     with breakable.broker.channel() as channel:
-        for body in bodies:
-            channel.basic_publish("", breakable.queue, body)
+        put(channel, breakable.queue, [(body, None) for body in bodies])
     dead = breakable.take_dead(len([body for body in bodies if not is_task(body)]), seconds=60)
     assert Counter(body for _, body in dead) == Counter(body for body in bodies if not is_task(body))
     assert "Traceback" not in worker.stderr

@@ -15,7 +15,7 @@ import pytest
 from lab.forwarder import Forwarder
 from lab.waiting import until
 from pika import BasicProperties
-from programs import Bench, Program
+from programs import Bench, Program, put
 
 STOP_SECONDS = 4.0  # for a worker that has nothing to run: two to be patient with its copies, and two of a slow machine
 LOW, HIGH = "0.00001", "0.6"
@@ -33,12 +33,16 @@ def start(bench: Bench, *arguments: str, **settings: str) -> Program:
 def give(bench: Bench, *names: str, difficulty: float = 0, padding: int = 0) -> list[int]:
     """Publishes a task a name to the queue, which is there. Returns their ids."""
     ids = [next(numbers) for _ in names]
+    tasks = [
+        {"id": number, "task": name, "difficulty": difficulty, "pad": "x" * padding}
+        for number, name in zip(ids, names, strict=True)
+    ]
     with bench.broker.channel() as channel:
-        channel.confirm_delivery()
-        for number, name in zip(ids, names, strict=True):
-            body = json.dumps({"id": number, "task": name, "difficulty": difficulty, "pad": "x" * padding}).encode()
-            properties = BasicProperties(message_id=f"m{number}", delivery_mode=2)
-            channel.basic_publish("", bench.queue, body, properties, mandatory=True)
+        put(
+            channel,
+            bench.queue,
+            [(json.dumps(t).encode(), BasicProperties(message_id=f"m{t['id']}", delivery_mode=2)) for t in tasks],
+        )
     return ids
 
 
@@ -189,8 +193,7 @@ def too_large(bench: Bench) -> Iterator[None]:
 def dead_queue_full(bench: Bench) -> Iterator[None]:
     """A quorum queue refuses what comes when it holds more than it should, a classic one what would be more."""
     with bench.broker.channel() as channel:
-        for _ in range(2):
-            channel.basic_publish("", bench.dead, b"of somebody else")
+        put(channel, bench.dead, [(b"of somebody else", None)] * 2)
     definition = json.dumps({"max-length": 1, "overflow": "reject-publish"})
     bench.broker.ctl("set_policy", bench.queue, f"^{bench.queue}[.]", definition, "--apply-to", "queues")
     try:

@@ -12,7 +12,7 @@ import pytest
 from lab.forwarder import Forwarder
 from lab.waiting import until
 from pika import BasicProperties
-from programs import Bench, Program
+from programs import Bench, Program, put
 
 QUEUE_TYPES = ("classic", "quorum")
 HANDLERS = "tests/handlers_counting.py"
@@ -246,11 +246,17 @@ def publish(bench: Bench, messages: list[tuple[int, float, str | None]], **setti
     """(id, seconds, message_id): nothing tells those of one id apart."""
     assert start(bench, "--burst", **{**settings, "RABBITMQ_URL": bench.broker.url}).wait() == 0
     with bench.broker.channel() as channel:
-        for number, seconds, message_id in messages:
-            body = json.dumps({"id": number, "task": "x", "difficulty": seconds}).encode()
-            properties = BasicProperties(message_id=message_id, timestamp=1_700_000_000, delivery_mode=2)
-            channel.basic_publish("", bench.queue, body, properties)
-    until(lambda: bench.ready() == len(messages), "all to have arrived")
+        put(
+            channel,
+            bench.queue,
+            [
+                (
+                    json.dumps({"id": number, "task": "x", "difficulty": seconds}).encode(),
+                    BasicProperties(message_id=message_id, timestamp=1_700_000_000, delivery_mode=2),
+                )
+                for number, seconds, message_id in messages
+            ],
+        )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import dead_letters
+import programs
 import pytest
 from lab.forwarder import Forwarder
 from lab.nodes import ROOT, Broker, Cluster
@@ -44,12 +45,12 @@ def retry_queues(bench: Bench) -> list[str]:
 
 
 def put(bench: Bench, count: int, queue: str = "", **task: Any) -> None:
+    messages = []
+    for number in range(1, count + 1):
+        body = json.dumps({"id": number, "task": "x", "difficulty": 0, **task}).encode()
+        messages.append((body, BasicProperties(message_id=f"m-{number}", delivery_mode=2)))
     with bench.broker.channel() as channel:
-        channel.confirm_delivery()
-        for number in range(1, count + 1):
-            body = json.dumps({"id": number, "task": "x", "difficulty": 0, **task}).encode()
-            properties = BasicProperties(message_id=f"m-{number}", delivery_mode=2)
-            channel.basic_publish("", queue or bench.queue, body, properties, mandatory=True)
+        programs.put(channel, queue or bench.queue, messages)
 
 
 def recording(bench: Bench, *arguments: str, **settings: str) -> Program:
@@ -411,7 +412,7 @@ def test_a_queue_whose_node_is_away_is_waited_for(cluster: Bench) -> None:
     for number, name in enumerate(("fail", "reject"), start=7):
         with here.channel() as channel:
             body = json.dumps({"id": number, "task": name, "difficulty": 0}).encode()
-            channel.basic_publish("", other, body, BasicProperties(message_id=name))
+            programs.put(channel, other, [(body, BasicProperties(message_id=name))])
     until(lambda: "node is away" in workers[2].stderr and "node is away" in workers[0].stderr, "the reason", 30)
     broker.start()
     assert [sender.wait(90) for sender in senders] == [0, 0]

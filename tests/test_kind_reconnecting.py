@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+import programs
 import psutil
 import pytest
 from lab.forwarder import Forwarder
@@ -41,11 +42,12 @@ def ready(bench: Bench, handler: str, *arguments: str, **settings: str) -> Progr
 
 def put(bench: Bench, *seconds: float) -> None:
     """Tasks with ids from 1, which take so many seconds."""
+    messages = []
+    for number, difficulty in enumerate(seconds, start=1):
+        body = json.dumps({"id": number, "task": "x", "difficulty": difficulty}).encode()
+        messages.append((body, BasicProperties(message_id=str(uuid.uuid4()), delivery_mode=2)))
     with bench.broker.channel() as channel:
-        for number, difficulty in enumerate(seconds, start=1):
-            body = json.dumps({"id": number, "task": "x", "difficulty": difficulty}).encode()
-            properties = BasicProperties(message_id=str(uuid.uuid4()), delivery_mode=2)
-            channel.basic_publish("", bench.queue, body, properties)
+        programs.put(channel, bench.queue, messages)
 
 
 def record(bench: Bench, name: str) -> Counter[int]:
@@ -290,10 +292,9 @@ def test_a_worker_busy_with_a_lost_task_leaves_new_ones_to_others(
     until(lambda: "connecting again" in busy.stderr, "the worker to notice")
     time.sleep(0.5)
     before = len(busy.events("task_completed"))
+    tasks = [(number, json.dumps({"id": number, "task": "x", "difficulty": 0}).encode()) for number in range(2, 12)]
     with breakable.broker.channel() as channel:
-        for number in range(2, 12):
-            body = json.dumps({"id": number, "task": "x", "difficulty": 0}).encode()
-            channel.basic_publish("", breakable.queue, body, BasicProperties(message_id=str(number)))
+        programs.put(channel, breakable.queue, [(body, BasicProperties(message_id=str(n))) for n, body in tasks])
     until(lambda: record(breakable, "finished").total() == 10, "the new tasks, at one of the others", 3)
     assert before == 0 == len(busy.events("task_completed")), "the long task was too short to test anything"
     until(lambda: record(breakable, "finished")[1], "the long task")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from lab.waiting import until
 from pika import BasicProperties
-from programs import Bench
+from programs import Bench, put
 
 import config
 from tasks import Attempt, Task
@@ -527,8 +527,10 @@ def test_of_two_equal_messages_the_one_that_was_only_held_still_runs(
     other = json.dumps({"id": 2, "task": "y", "difficulty": 0}).encode()
     with bench.broker.channel() as channel:
         channel.queue_declare(bench.queue, durable=True)
-        for body, message_id in ((BODY, "same"), (other, "other"), (BODY, "same")):
-            channel.basic_publish("", bench.queue, body, BasicProperties(message_id=message_id, delivery_mode=2))
+        messages = ((BODY, "same"), (other, "other"), (BODY, "same"))
+        put(
+            channel, bench.queue, [(body, BasicProperties(message_id=name, delivery_mode=2)) for body, name in messages]
+        )
     with running(two_in_hand, monkeypatch, handle) as found:
         until(lambda: found.count("task_completed") >= 3, "all three")
     runs = Counter(found.runs)
@@ -565,8 +567,7 @@ def test_claiming_back_takes_nothing_else(
             stolen = until(lambda: channel.basic_get(bench.queue), "the lost task")
             assert stolen
             channel.basic_ack(stolen[0].delivery_tag)
-            for number in range(3):
-                channel.basic_publish("", bench.queue, BODY, BasicProperties(message_id=str(number), delivery_mode=2))
+            put(channel, bench.queue, [(BODY, BasicProperties(message_id=str(number))) for number in range(3)])
 
     slow(monkeypatch, Hands, "lose", lambda: time.sleep(0.5), 1)
     with running(settings, monkeypatch, handle) as found:
@@ -582,8 +583,7 @@ def let_cross_the_cancellation(bench: Bench, monkeypatch: pytest.MonkeyPatch, co
 
     def publish_one() -> None:
         with bench.broker.channel() as channel:
-            properties = BasicProperties(message_id=str(uuid.uuid4()), delivery_mode=2)
-            channel.basic_publish("", bench.queue, BODY, properties)
+            put(channel, bench.queue, [(BODY, BasicProperties(message_id=str(uuid.uuid4())))])
 
     # what our connection's thread does not read yet crosses the cancellation
     cancel = Channel.basic_cancel

@@ -349,8 +349,8 @@ class Channel:
                 if on_confirm:  # pika cannot encode it
                     on_confirm(f"cannot be sent: {error or type(error).__name__}")
                 return
-            if on_confirm and self._confirms:
-                self._confirms.published(on_confirm, properties, body)
+            if self._confirms:  # the broker numbers all of them
+                self._confirms.published(on_confirm or (lambda outcome: None), properties, body)
 
         if threading.current_thread() is self.connection.thread:
             publish()
