@@ -241,6 +241,7 @@ class Channel:
         self.connection = connection
         self.reason: BaseException | None = None  # why it has ended
         self.on_end: Callable[[], None] = lambda: None  # called on the connection's thread
+        self.on_return: Callable[[], None] = lambda: None  # the same, for what was mandatory and no queue took
         self.acknowledgements = Acknowledgements(self._write_ack, connection._loop.call_later, self._ask)
         self._confirms: Confirms | None = None
         self._waiting: set[Future[Any]] = set()
@@ -395,6 +396,19 @@ class Channel:
         """Does not wait for the broker."""
         self._submit(lambda: self._wire.queue_delete(queue))
 
+    def exchange_declare(self, exchange: str, exchange_type: str, passive: bool = False, durable: bool = False) -> None:
+        self._rpc(
+            lambda done: self._wire.exchange_declare(
+                exchange, exchange_type, passive=passive, durable=durable, callback=done
+            )
+        )
+
+    def exchange_delete(self, exchange: str) -> None:
+        self._rpc(lambda done: self._wire.exchange_delete(exchange, callback=done))
+
+    def queue_bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        self._rpc(lambda done: self._wire.queue_bind(queue, exchange, routing_key, callback=done))
+
     def close(self) -> None:
         """Gives back what was delivered here and is not settled."""
         with suppress(Exception):  # it has ended, for whatever reason
@@ -444,6 +458,7 @@ class Channel:
         def opened(wire: Any) -> None:
             wire.add_on_close_callback(lambda _, reason: self.end(reason))
             wire.add_on_cancel_callback(lambda _: self._cancelled())
+            wire.add_on_return_callback(lambda *_: self.on_return())
             wire.add_callback(lambda _: self._got_nothing(None), [Basic.GetEmpty], one_shot=False)
             done(None)
 
