@@ -53,6 +53,7 @@ class Watcher:
     def __init__(self, channel: Channel, exchange: str, key: str = "#") -> None:
         self.channel = channel
         self.messages: list[tuple[str, BasicProperties, bytes]] = []
+        self.events: list[Event] = []
         if not exchange.startswith("amq."):
             channel.exchange_declare(exchange, "topic", durable=True)
         self.queue = channel.queue_declare("", exclusive=True).queue
@@ -62,14 +63,12 @@ class Watcher:
 
     def _take(self, channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
         self.messages.append((method.routing_key, properties, body))
+        if method.exchange.endswith(".events"):
+            self.events += [json.loads(line) for line in body.split(b"\n")]
         channel.basic_ack(method.delivery_tag)
 
-    @property
-    def events(self) -> list[Event]:
-        return [json.loads(line) for _, _, body in list(self.messages) for line in body.decode().split("\n")]
-
     def all(self, name: str, matches: Matches = lambda event: True) -> list[Event]:
-        return [event for event in self.events if event["event"] == name and matches(event)]
+        return [event for event in list(self.events) if event["event"] == name and matches(event)]
 
     def wait_for(self, name: str, matches: Matches = lambda event: True, seconds: float = 15.0) -> Event:
         return until(lambda: self.all(name, matches), f"a {name}", seconds)[0]
@@ -374,7 +373,7 @@ def test_who_begins_to_watch_misses_none_after_the_first_heartbeat(bench: Bench)
     for _ in range(3):
         with watching(bench) as watcher:
             until(lambda found=watcher: len(found.all("worker_heartbeat")) >= 2, "another heartbeat")  # type: ignore[misc]
-            events = watcher.events
+            events = list(watcher.events)
             first, *_, last = (at for at, event in enumerate(events) if event["event"] == "worker_heartbeat")
             assert {event["event"] for event in events[first:last]} >= {"task_started", "task_completed"}
             assert all(event["seq"] < events[first]["seq"] for event in events[:first])  # who watched before is gone
