@@ -404,18 +404,23 @@ def test_a_binding_for_some_events_gets_these(bench: Bench) -> None:
 # Tasks do not notice
 
 
-def connection_names(broker: Broker) -> dict[str, str]:
-    """The names of connections, and the ports from which they come."""
-    rows = broker.ctl("-q", "list_connections", "peer_port", "client_properties").splitlines()
-    found = [re.match(r'(\d+)\s.*"connection_name","([^"]+)"', row) for row in rows]
+def connections(broker: Broker) -> dict[str, str]:
+    """The names of connections, and what the broker itself calls them."""
+    rows = broker.ctl("-q", "list_connections", "pid", "client_properties").splitlines()
+    found = [re.match(r'(\S+)\s.*"connection_name","([^"]+)"', row) for row in rows]
     return {each[2]: each[1] for each in found if each}
+
+
+def close_connection(broker: Broker, name: str) -> None:
+    until(lambda: name in connections(broker), f"the connection {name!r}")
+    broker.ctl("close_connection", connections(broker)[name], "a test")
 
 
 def test_without_events_there_is_no_connection_for_them(breakable: Bench) -> None:
     worker = breakable.worker("--id", "Worker-plain")
     with_events = breakable.worker("--id", "Worker-open", "--events")
-    until(lambda: "Worker-open events" in connection_names(breakable.broker), "its second connection")
-    assert "Worker-plain events" not in connection_names(breakable.broker)
+    until(lambda: "Worker-open events" in connections(breakable.broker), "its second connection")
+    assert "Worker-plain events" not in connections(breakable.broker)
     assert "worker_heartbeat" not in worker.stdout
     assert with_events.stderr == ""
 
@@ -439,9 +444,7 @@ def test_a_lost_connection_of_events_is_nobodys_business(breakable: Bench) -> No
     with watching(breakable) as watcher:
         worker = breakable.worker("--id", "Worker-7", "--events", SECONDS_PER_DIFFICULTY="0.05")
         watcher.wait_for("task_started")
-        for row in breakable.broker.ctl("-q", "list_connections", "pid", "client_properties").splitlines():
-            if "Worker-7 events" in row:
-                breakable.broker.ctl("close_connection", row.split()[0], "a test")
+        close_connection(breakable.broker, "Worker-7 events")
         since = watcher.events[-1]["seq"]
         watcher.wait_for("worker_heartbeat", lambda event: event["seq"] > since)
         watcher.wait_for("worker_heartbeat", lambda event: event["completed"] == 100)
@@ -472,21 +475,18 @@ def unacknowledged(bench: Bench) -> int:
     return next(int(row.split()[1]) for row in rows if row.split()[0] == bench.queue)
 
 
-def stall_events(breakable: Bench, link: Forwarder, worker: str) -> None:
-    """Nothing passes any more on the worker's connection for events; on its other one all goes on."""
-    until(lambda: f"{worker} events" in connection_names(breakable.broker), "the connection for events")
-    port = connection_names(breakable.broker)[f"{worker} events"]
-    (found,) = [each for each in link._links if str(each._ends[1].getsockname()[1]) == port]
-    found.stall()
-
-
 def test_a_broker_that_is_slow_with_events_holds_up_no_task(breakable: Bench, link: Forwarder) -> None:
     with watching(breakable) as watcher:
         worker = breakable.start(
             "worker.py", "--events", "--id", "Worker-7", "--prefetch", "100", "--quiet", HEARTBEAT_SECONDS="60"
         )
         watcher.wait_for("worker_heartbeat")
-        stall_events(breakable, link, "Worker-7")
+        links = len(link._links)
+        close_connection(breakable.broker, "Worker-7 events")
+        until(lambda: len(link._links) > links, "the next connection for events")
+        watcher.messages.clear()
+        until(lambda: watcher.messages, "the next heartbeat")
+        link._links[-1].stall()
         with breakable.broker.channel() as channel:
             put(channel, breakable.queue, [(b'{"id": 1, "task": "x", "difficulty": 0}', None)] * 20_000)
         until(lambda: worker.events("worker_heartbeat")[-1]["completed"] == 20_000, "all tasks to be done", 60)
