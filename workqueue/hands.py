@@ -27,7 +27,7 @@ from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.connection import Channel
-from workqueue.deliveries import Delivery, Outcome
+from workqueue.deliveries import Delivery, Outcome, Retry
 
 PARKED_AFTER_SECONDS = 1.0  # what waits for its copy for longer holds no place any more
 MOST_PARKED = 1000
@@ -123,6 +123,8 @@ class Hands:
             waiting = [delivery for delivery in list(self._in_hand) if delivery.waits_since]
             for delivery in waiting:
                 del self._in_hand[delivery]
+                if isinstance(delivery.outcome, Retry):  # it has not ended this worker: no mark of it stays
+                    self.on_settled(delivery)
                 delivery.channel.basic_nack(delivery.tag)
         return len(waiting)
 
