@@ -127,7 +127,8 @@ def run_to_the_end(arguments: argparse.Namespace, interrupted: Callable[[], bool
         paces = paces * arguments.workers if len(paces) == 1 else paces
         with dial(settings, "compare.py", interrupted) as connection:
             comparison = Comparison(settings, connection, paces, interrupted)
-            (show_table if arguments.table else show_runs)(comparison, arguments)
+            show = show_table if arguments.table else show_runs
+            show(comparison, arguments, announce(comparison, arguments))
             write_files(comparison, arguments)
         return 0
     except (config.SettingError, CrewError, OutputClosed) as error:
@@ -143,31 +144,34 @@ def run_to_the_end(arguments: argparse.Namespace, interrupted: Callable[[], bool
     return exit_code
 
 
-def show_runs(comparison: Comparison, arguments: argparse.Namespace) -> None:
+def announce(comparison: Comparison, arguments: argparse.Namespace) -> float:
+    """Says what comes and how long it takes. Returns the longest makespan that is predicted, in seconds."""
+    difficulties = [task.difficulty for task in arguments.tasks]
+    makespans = [predicted(difficulties, comparison.paces, prefetch).makespan for prefetch in arguments.prefetch]
+    seconds = sum(makespans) + len(makespans) * (5 if arguments.table else 1)
+    say(f"{len(difficulties)} tasks, {len(comparison.paces)} workers, {comparison.broker}: about {seconds:.0f} s")
+    return max(makespans)
+
+
+def show_runs(comparison: Comparison, arguments: argparse.Namespace, longest: float) -> None:
     """A timeline for each prefetch, all on one scale, and which was done first."""
     console = Console()
-    schedules = [
-        predicted([task.difficulty for task in arguments.tasks], comparison.paces, prefetch)
-        for prefetch in arguments.prefetch
-    ]
-    seconds = sum(schedule.makespan for schedule in schedules)
-    say(f"{len(arguments.tasks)} tasks, {len(comparison.paces)} workers, {comparison.broker}: about {seconds:.0f} s")
     for prefetch in arguments.prefetch:
         run = comparison.run(arguments.tasks, prefetch)
-        horizon = max(run.measured.makespan, 1.02 * max(schedule.makespan for schedule in schedules))
+        horizon = max(run.measured.makespan, 1.02 * longest)
         say(f"\n{run.title}\n{draw(console, run.measured, run.names, horizon)}\n{run.facts}\n{run.result}")
     if len(arguments.prefetch) > 1:
         say(f"\n{verdict(comparison.runs)}")
 
 
-def show_table(comparison: Comparison, arguments: argparse.Namespace) -> None:
+def show_table(comparison: Comparison, arguments: argparse.Namespace, longest: float) -> None:
     """The few tasks, and many that do nothing, with each prefetch."""
     no_ops = list(generate(arguments.no_ops, "1", 0))
     others = Comparison(comparison.settings, comparison.connection, comparison.paces, comparison.interrupted)
     rows = [
         (comparison.run(arguments.tasks, prefetch), others.run(no_ops, prefetch)) for prefetch in arguments.prefetch
     ]
-    say(table(rows, comparison.broker))
+    say(f"\n{table(rows)}")
 
 
 def write_files(comparison: Comparison, arguments: argparse.Namespace) -> None:

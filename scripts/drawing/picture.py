@@ -33,7 +33,7 @@ def style() -> str:
     """Each task has the class of its place in the palette: `a` is the shape of the first, `a n` its number."""
     rules = [
         "text{font:12px system-ui,-apple-system,Segoe UI,Roboto,sans-serif;fill:var(--text)}",
-        ".h{font-size:14px;font-weight:600}.q{fill:var(--quiet)}.m{text-anchor:middle}.r{text-anchor:end}",
+        ".h{font-size:14px;font-weight:600}.v{font-size:12.5px;font-weight:600}.q{fill:var(--quiet)}.m{text-anchor:middle}.r{text-anchor:end}",
         ".w{fill:var(--text);stroke:var(--ground);stroke-width:5px;stroke-linejoin:round;paint-order:stroke}",
         ".g{fill:var(--ground);stroke:var(--frame)}.l{stroke:var(--frame)}.s{stroke:var(--quiet);stroke-width:1.2}",
         "path{stroke:var(--text)}.i{fill:url(#i);stroke:var(--frame)}.n{text-anchor:middle;font-weight:600;fill:#000}",
@@ -131,7 +131,7 @@ def picture(runs: Sequence[Run], about: str) -> str:
     places = [top + number * (each + RUN_GAP) for number in range(len(runs))]
     bottom = places[-1] + each + 6
     height = bottom + AXIS + (FOOTER if len(runs) > 1 else 4)
-    closing = f'<text class="h" x="{short(MARGIN)}" y="{short(height - 14)}" style="font-size:12.5px">{escape(verdict(runs))}</text>\n'
+    closing = f'<text class="v" x="{short(MARGIN)}" y="{short(height - 14)}">{escape(verdict(runs))}</text>\n'
     title = f"{sum(runs[0].measured.counts)} tasks, {rows} workers: {verdict(runs)}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {short(height)}" width="{1.6 * WIDTH:g}" '

@@ -102,4 +102,4 @@ def draw(console: Console, schedule: Schedule, names: Sequence[str], horizon: fl
 
 def decimals(seconds: float) -> int:
     """Digits after the point that say enough of times like this one."""
-    return 1 if seconds >= 5 else 2 if seconds >= 0.5 else 3
+    return 1 if seconds >= 5 else 2 if seconds >= 0.2 else 3

@@ -40,7 +40,7 @@ class Run:
         digits = decimals(self.best) + 1
         return (
             f"Done in {self.measured.makespan:.{digits}f} s (predicted: {self.predicted.makespan:.{digits}f} s), "
-            f"{self.ratio:.2f} × list scheduling"
+            f"{self.ratio:.2f} times list scheduling"
         )
 
     @property

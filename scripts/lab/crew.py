@@ -30,6 +30,7 @@ from workqueue.streams import note
 WORKER = Path(__file__).resolve().parent.parent.parent / "worker.py"
 LOOK_SECONDS = 0.1  # how often we look whether we were told to stop
 PATIENCE_SECONDS = 20.0  # how long nothing may happen, beyond the longest task
+BLOCKED_SECONDS = 5.0  # the same, where the broker has said that it takes nothing
 END_SECONDS = 10.0  # how long a worker has to end, and a broker to delete a queue
 
 Event = dict[str, Any]
@@ -176,9 +177,10 @@ class Crew:
                 raise explain(self._connection.reason or BrokerError(), self.settings)
             for member in self._members:
                 member.check()
-            if time.monotonic() - self._heard_at > longest + PATIENCE_SECONDS:
-                if self._connection.blocked:
-                    raise CrewError("the broker is out of memory or disk, and takes no tasks")
+            quiet = time.monotonic() - self._heard_at
+            if quiet > BLOCKED_SECONDS and self._connection.blocked:
+                raise CrewError("the broker is out of memory or disk, and takes no tasks")
+            if quiet > longest + PATIENCE_SECONDS:
                 raise CrewError(f"nothing has happened for {longest + PATIENCE_SECONDS:g} s: waited for {what}")
 
     def _take_events(self, condition: Callable[[], bool]) -> bool:
