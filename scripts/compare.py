@@ -175,7 +175,7 @@ def show_table(comparison: Comparison, arguments: argparse.Namespace, longest: f
 
 
 def write_files(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    command = shlex.join(["scripts/compare.py", *arguments.given])
+    command = shlex.join(["scripts/compare.py", *without_files(arguments.given)])
     about = f"Measured with {len(comparison.paces)} workers on {comparison.broker}, {now()[:10]}: {command}"
     files: tuple[tuple[Path | None, Callable[[], str]], ...] = (
         (arguments.json, lambda: comparison.recording(command)),
@@ -187,6 +187,16 @@ def write_files(comparison: Comparison, arguments: argparse.Namespace) -> None:
                 path.write_text(text(), encoding="utf-8")
             except OSError as error:
                 raise CrewError(f"{path}: {error.strerror}") from None
+
+
+def without_files(given: Sequence[str]) -> list[str]:
+    """The flags that make the runs what they are."""
+    flags = ("--json", "--svg")
+    return [
+        word
+        for before, word in zip(("", *given), given, strict=False)
+        if before not in flags and word.partition("=")[0] not in flags
+    ]
 
 
 # The command line

@@ -27,9 +27,8 @@ BLOCKS = Glyphs("█", "▌", "·", "│")
 ASCII = Glyphs("#", "]", ".", "|")  # for a terminal without Unicode
 
 
-def lane(bars: Sequence[Bar], cells: int, horizon: float) -> list[Bar | None]:
-    """Which task has most of each cell, None where that is idleness."""
-    seconds = horizon / cells
+def lane(bars: Sequence[Bar], cells: int, seconds: float) -> list[Bar | None]:
+    """Which task has most of each cell, of so many seconds; None where that is idleness."""
     found: list[Bar | None] = []
     for cell in range(cells):
         start, end = cell * seconds, (cell + 1) * seconds
@@ -52,8 +51,8 @@ def bar_text(bar: Bar, cells: int, glyphs: Glyphs, coloured: bool) -> Text:
     return Text.assemble((number, f"bold {INK[place]} on {COLOURS[place]}"), (body, COLOURS[place]))
 
 
-def lane_text(bars: Sequence[Bar], cells: int, horizon: float, glyphs: Glyphs, coloured: bool) -> Text:
-    owners = lane(bars, cells, horizon)
+def lane_text(bars: Sequence[Bar], cells: int, seconds: float, glyphs: Glyphs, coloured: bool) -> Text:
+    owners = lane(bars, cells, seconds)
     text = Text()
     start = 0
     for cell in range(1, cells + 1):
@@ -93,7 +92,7 @@ def draw(console: Console, schedule: Schedule, names: Sequence[str], horizon: fl
     with console.capture() as capture:
         for worker, (name, note) in enumerate(zip(names, notes, strict=True)):
             text = Text(f"{name:<{label}}{glyphs.edge}")
-            text.append_text(lane_text(schedule.lane(worker), here, schedule.makespan, glyphs, coloured))
+            text.append_text(lane_text(schedule.lane(worker), here, horizon / cells, glyphs, coloured))
             text.append(f"{glyphs.edge}{' ' * (cells - here)} {note}")
             console.print(text, no_wrap=True, overflow="ignore", crop=False, highlight=False)
         console.print(" " * (label + 1) + axis_text(cells, horizon), highlight=False, no_wrap=True, crop=False)
