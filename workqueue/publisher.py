@@ -103,6 +103,8 @@ class Publisher:
         if channel and not self._waking:  # one wake-up for many messages
             self._waking = True
             channel.connection.submit(self._send)
+            if channel is not self._channel:  # it has ended, and with it the call, it may be
+                self._waking = False
 
     def close(self, timeout: float | None = None) -> None:
         """Returns when all is settled and the connection is closed, or after `timeout` seconds.
