@@ -53,7 +53,7 @@ class Worker:
         self.burst = burst
         self.reports = Reports(output)
         self.hands = Hands(settings.prefetch_count, settings.heartbeat_seconds, self.reports.later)
-        self.copies = Publisher(settings, name, declare_queues, output.note)
+        self.copies = Publisher(settings, name, declare_queues, self.reports.note)
         self.copies.on_failure = self.fail
         self.counts = Counts(settings, self.copies, output.note)
         self.hands.on_settled = self.counts.settled
@@ -248,7 +248,7 @@ class Worker:
         except DoesNotFit as error:
             self.output.note(f"cannot put a task into {outcome.queue}: {error}; it is held until this worker stops")
         else:
-            self.copies.publish(outcome.queue, copy, on_settled)
+            self.copies.publish(outcome.queue, copy, on_settled, wanted=lambda: self.hands.waits_for_copy(delivery))
 
 
 def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:

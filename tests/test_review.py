@@ -10,13 +10,15 @@ import termios
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from lab.forwarder import Forwarder
 from lab.waiting import until
 from pika import BasicProperties
 from programs import Bench, Program
@@ -243,18 +245,24 @@ def test_a_sender_on_a_terminal_that_stands_still_obeys_a_signal(bench: Bench) -
     os.close(parent)
 
 
-@pytest.mark.parametrize("line", ["", "{}"], ids=["all is well", "a bad line"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sender_that_cannot_print_its_closing_line_obeys_a_signal(
-    bench: Bench, tmp_path: Path, number: signal.Signals, line: str
-) -> None:
-    """And says it where it can."""
+def full_pipe() -> tuple[int, int]:
+    """Both ends of a pipe that takes nothing more."""
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     for size in (1000, 1):
         with suppress(BlockingIOError):
             while True:
                 os.write(theirs, b"x" * size)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("line", ["", "{}"], ids=["all is well", "a bad line"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sender_that_cannot_print_its_closing_line_obeys_a_signal(
+    bench: Bench, tmp_path: Path, number: signal.Signals, line: str
+) -> None:
+    """And says it where it can."""
+    ours, theirs = full_pipe()
     file = tmp_path / "tasks"
     file.write_text('{"id": 1, "task": "x", "difficulty": 0}\n' * 10 + line)
     sender = bench.launch("sender.py", ["--file", str(file), *(() if line else ["--quiet"])], {}, stdout=theirs)
@@ -265,3 +273,59 @@ def test_a_sender_that_cannot_print_its_closing_line_obeys_a_signal(
     assert sender.wait(5) == (2 if line else 0)
     assert sender.stderr.splitlines()[-1] == "10 tasks sent, 10 confirmed"
     os.close(ours)
+
+
+@contextmanager
+def memory_alarm(bench: Bench) -> Iterator[None]:
+    bench.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        yield
+    finally:
+        bench.broker.ctl("set_vm_memory_high_watermark", "0.6")
+
+
+def test_an_alarm_leaves_one_copy_of_a_task_without_an_id_however_many_links_were_lost(
+    breakable: Bench, link: Forwarder
+) -> None:
+    """Nobody can tell that it has come again: it is run again, and only the last run counts."""
+    worker = breakable.handling("reject", RETRY_DELAYS="")
+    breakable.publish(BODY)
+    breakable.take_dead(1)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    breakable.publish(BODY)
+    with memory_alarm(breakable):
+        worker = breakable.handling("reject", RETRY_DELAYS="")
+        for lost in range(3):
+            worker.wait_for("task_started", lost + 1)
+            time.sleep(0.5)
+            for each in list(link._links):
+                each.close()  # not a reset, which would have the broker forget what it has not read
+            worker.wait_for("task_lost_connection", lost + 1)
+        worker.wait_for("task_started", 4)
+    worker.wait_for("task_dead", 1, 40)
+    time.sleep(0.5)  # for what should not come
+    assert len(breakable.take_all(breakable.dead)) == 1
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
+def test_standard_error_that_nobody_reads_keeps_no_connection_from_its_heartbeats(breakable: Bench) -> None:
+    """Not even where there is much to say of copies that cannot be placed."""
+    breakable.worker("--burst").wait()
+    refuses = json.dumps({"max-length": 0, "overflow": "reject-publish"})
+    breakable.broker.ctl("set_policy", breakable.queue, f"^{breakable.dead}$", refuses, "--apply-to", "queues")
+    ours, theirs = full_pipe()
+    breakable.publish_as_sender(BODY)
+    settings = {"RETRY_DELAYS": "", "HEARTBEAT_SECONDS": "1"}
+    worker = breakable.launch("tests/handlers.py", ["reject"], settings, stderr=theirs)
+    os.close(theirs)
+    worker.wait_for("task_started")
+    time.sleep(5)
+    breakable.broker.ctl("clear_policy", breakable.queue)
+    breakable.take_dead(1)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    with open(ours, "rb") as said:
+        words = said.read().lstrip(b"x").decode()
+    assert "Connection lost" not in words

@@ -90,6 +90,10 @@ class Hands:
             self._forget(delivery)
             return False
 
+    def waits_for_copy(self, delivery: Delivery) -> bool:
+        """Still: it was not given back, nor lost for good. On the publisher's threads."""
+        return delivery in self._in_hand
+
     def acknowledge(self, delivery: Delivery, outcome: Outcome, report: Callable[[Delivery], None]) -> None:
         """And calls `report`. If its connection is lost, it is acknowledged, and reported, when it comes again."""
         delivery.identity  # noqa: B018  # takes its time: not under the guard
@@ -153,6 +157,8 @@ class Hands:
             unsettled = [delivery for delivery in list(self._in_hand) if not delivery.settled_at]
             for delivery in unsettled:
                 self._expect(delivery)
+                if delivery.waits_since and not delivery.key:  # it comes again, and nobody can tell that it is this one
+                    del self._in_hand[delivery]
             uncertain = [d for d in self._acknowledged if d.channel.acknowledgements.may_come_back(d.tag)]
             self._acknowledged.clear()
             keys = [delivery.key for delivery in uncertain]
