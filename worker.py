@@ -191,20 +191,20 @@ class Worker:
                 delivery = self.hands.next()
                 self.ready.wait()
                 if not self.stopping and self.hands.begin(delivery):
-                    self.settle(delivery, self.attempt(delivery))
+                    with self.counts.begun(delivery) as times:
+                        self.settle(delivery, self.attempt(delivery, times))
         except BaseException as error:  # a worker that has lost a thread must not go on as if it had not
             self.fail(error)
 
-    def attempt(self, delivery: Delivery) -> Outcome:
-        """Runs the handler, and returns how that ended."""
+    def attempt(self, delivery: Delivery, times: int) -> Outcome:
+        """Runs the handler, and returns how that ended. `times`: how often it was begun before."""
         try:
             task = delivery.task = Task.decode(delivery.body)
         except tasks.BadTask as error:
             return self.dead(error)
-        with self.counts.begun(delivery) as times:
-            if times >= self.settings.delivery_limit:
-                return self.dead(DeliveryLimit(f"begun {times} times and never settled"))
-            return self.handled(delivery, task)
+        if times >= self.settings.delivery_limit:
+            return self.dead(DeliveryLimit(f"begun {times} times and never settled"))
+        return self.handled(delivery, task)
 
     def handled(self, delivery: Delivery, task: Task) -> Outcome:
         self.output.event("task_started", **delivery.fields())

@@ -22,10 +22,11 @@ from lab.forwarder import Forwarder
 from lab.waiting import until
 from pika import BasicProperties
 from programs import Bench, Program
-from test_races import BODY, cut, let_cross_the_cancellation, publish, running
+from test_races import BODY, cut, let_cross_the_cancellation, publish, running, slow
 
 import config
 from tasks import Task
+from worker import Worker
 from workqueue.connection import Channel
 from workqueue.deliveries import Delivery
 from workqueue.hands import Hands
@@ -329,3 +330,26 @@ def test_standard_error_that_nobody_reads_keeps_no_connection_from_its_heartbeat
     with open(ours, "rb") as said:
         words = said.read().lstrip(b"x").decode()
     assert "Connection lost" not in words
+
+
+def test_a_last_attempt_begins_when_the_one_before_is_settled(
+    bench: Bench, settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may end the worker: what is done, and not yet acknowledged, would be counted out with it."""
+    slow(monkeypatch, Worker, "settle", lambda: time.sleep(0.5))
+    for number in range(3):
+        publish(bench, json.dumps({"id": number, "task": "x", "difficulty": 0}).encode())
+    with bench.broker.channel() as channel:  # it holds them, and gives them back: they count as begun once
+        taken = [channel.basic_get(bench.queue) for _ in range(3)]
+        assert all(taken)
+    until(lambda: bench.ready() == 3, "them to be back")
+    in_hand: list[int] = []
+
+    def handle(task: Task) -> None:
+        if not in_hand:
+            until(lambda: found.worker.hands.in_hand == 3, "the others")
+        in_hand.append(found.worker.hands.in_hand)
+
+    with running(replace(settings, delivery_limit=2, concurrency=3, prefetch_count=3), monkeypatch, handle) as found:
+        until(lambda: found.count("task_completed") == 3, "all three")
+    assert in_hand == [3, 2, 1]
