@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import blake2b
@@ -151,10 +151,12 @@ class Delivery:
         return Attempt(self.attempt, self.message_id, self.redelivered, progress, stopping)
 
     def settled(self, outcome: Outcome) -> None:
-        """What it needed is done: what is left is its acknowledgement, for which the body is not kept."""
+        """What it needed is done: what is left is its acknowledgement, for which what it carried is not kept."""
         self.outcome, self.settled_at, self.waits_since = outcome, time.monotonic(), 0.0
         self.identity  # noqa: B018  # made of the body
         self.body = b""
+        if self.task:
+            self.task = replace(self.task, payload=None, extra={})
 
     def fields(self) -> dict[str, Any]:
         """What every event of a task carries."""
