@@ -1,7 +1,7 @@
 """The source that watches a broker: events from a queue of its own, and counts of the queues, by passive declares.
 
     <queue>.events ──► ours: all heartbeats ────────────────► read as they come
-                   └─► ours: task events, the newest 40 ────► 40 at most every TICK_SECONDS, however many there are
+                   └─► ours: task events, the newest 20 ────► 20 at most every TICK_SECONDS, however many there are
 
 Nothing is taken from the work queue. Heartbeats alone tell all counts; the events of single tasks are wanted as long as
 a person could read them, and where there are more the broker drops the oldest, at no cost for us.
@@ -30,7 +30,7 @@ OTHERS_SECONDS = 1.0  # of the dead queue and the retry queues
 MISSING_SECONDS = 2.0  # a queue that is not there is looked for again; RabbitMQ logs each look
 BIND_SECONDS = 5.0  # somebody may have deleted the exchange
 LINGER_SECONDS = 0.1  # what comes within is read together
-SAMPLE = 40
+SAMPLE = 20  # messages
 MOST_HEARTBEATS = 5000  # that the broker keeps for us
 MOST_RECORDED = 100_000
 MOST_UNREAD = 200_000  # messages that have come and are not read: oldest are dropped

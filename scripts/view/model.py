@@ -158,6 +158,8 @@ class Model:
                 return
             for run in [run for run in self.runs.values() if run.is_gone(now, self.connected_at)]:
                 self._forget(run)
+            while self.missed and now - self.missed[0][0] > MISSED_SECONDS:
+                self.missed.popleft()
             strangers = self.queues.consumers is not None and self.queues.consumers > self._consuming(now)
             self.strangers_since = (self.strangers_since or now) if strangers else None
             last = self.history[-1] if self.history else None
@@ -225,7 +227,6 @@ class Model:
 
     def _source(self, now: float) -> State:
         source = self.source
-        recently = [(missed, of) for at, missed, of in self.missed if now - at <= MISSED_SECONDS]
         lags = [run.lag for run in self.runs.values() if now - run.heard < 1.5 * (run.interval or 1.0)]
         behind = min(lags, default=0.0)
         return {
@@ -243,8 +244,8 @@ class Model:
             "trouble": self.trouble,
             "no_events": self.no_events,
             "behind": behind if behind > BEHIND_SECONDS else 0.0,
-            "missed": sum(missed for missed, _ in recently),
-            "missed_of": sum(of for _, of in recently),
+            "missed": sum(missed for _, missed, _ in self.missed),
+            "missed_of": sum(of for _, _, of in self.missed),
             "missed_in_all": self.missed_in_all,
             "unreadable": self.unreadable,
         }
