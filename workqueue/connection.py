@@ -382,12 +382,6 @@ class Channel:
         self._rpc(confirm)
         self._confirms = confirms
 
-    def exchange_declare(self, exchange: str, exchange_type: str = "direct", durable: bool = False) -> None:
-        self._rpc(lambda done: self._wire.exchange_declare(exchange, exchange_type, durable=durable, callback=done))
-
-    def queue_bind(self, queue: str, exchange: str, routing_key: str) -> None:
-        self._rpc(lambda done: self._wire.queue_bind(queue, exchange, routing_key, callback=done))
-
     def queue_declare(
         self,
         queue: str,
@@ -409,6 +403,19 @@ class Channel:
     def queue_delete_later(self, queue: str) -> None:
         """Does not wait for the broker."""
         self._submit(lambda: self._wire.queue_delete(queue))
+
+    def exchange_declare(self, exchange: str, exchange_type: str, passive: bool = False, durable: bool = False) -> None:
+        self._rpc(
+            lambda done: self._wire.exchange_declare(
+                exchange, exchange_type, passive=passive, durable=durable, callback=done
+            )
+        )
+
+    def exchange_delete(self, exchange: str) -> None:
+        self._rpc(lambda done: self._wire.exchange_delete(exchange, callback=done))
+
+    def queue_bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        self._rpc(lambda done: self._wire.queue_bind(queue, exchange, routing_key, callback=done))
 
     def close(self) -> None:
         """Gives back what was delivered here and is not settled."""

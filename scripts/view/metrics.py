@@ -49,7 +49,7 @@ def families(state: State) -> Iterator[tuple[str, str, str, list[Sample]]]:
     yield "work_queue_tasks_retrying", "gauge", "Tasks that wait for a further attempt.", one(retrying)
     yield "work_queue_tasks_dead", "gauge", "Tasks in the dead queue.", one(known.get("dead"))
     yield "work_queue_tasks_running", "gauge", "Tasks that workers run.", one(workers["running"])
-    yield "work_queue_tasks_held", "gauge", "Tasks in the hands of workers, unacknowledged.", one(workers["held"])
+    yield "work_queue_tasks_held", "gauge", "Tasks that workers hold and have not begun.", one(workers["held"])
     about = "Age of the task that has been running for the longest."
     yield "work_queue_oldest_running_seconds", "gauge", about, one(workers["oldest"] or 0)
     about = "How long the task that was started last had waited."

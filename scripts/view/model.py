@@ -9,7 +9,6 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from view.events import COUNTED, ENDINGS, Event, maybe, number, text, whole
@@ -22,6 +21,7 @@ MOST_RECENT = 60
 MOST_DELAYS = 10
 HISTORY_SECONDS = 300
 SHOWN_SECONDS = 120  # of it
+SMOOTH_SECONDS = 5  # that a rate in it is the mean of
 RATE_SECONDS = 10
 MISSED_SECONDS = 10
 SETTLING_SECONDS = 3.0  # after we are bound, until every worker publishes all its events
@@ -335,12 +335,15 @@ class Model:
         """A value a second, oldest first; None where nothing is known."""
         samples = list(self.history)[-SHOWN_SECONDS - 1 :]
         done: list[float | None] = []
-        for before, sample in pairwise(samples):
-            if before is None or sample is None or sample.at - before.at > 3:
-                done.append(None)
-            else:
-                done.append(round((sample.done - before.done) / (sample.at - before.at), 2))
-        return {"done": done, "ready": [sample.ready if sample else None for sample in samples[1:]]}
+        before: deque[Sample] = deque(maxlen=SMOOTH_SECONDS)
+        for sample in samples:
+            if sample is None or (before and sample.at - before[-1].at > 3):
+                before.clear()
+            rate = (sample.done - before[0].done) / (sample.at - before[0].at) if sample and before else None
+            done.append(None if rate is None else round(rate, 2))
+            if sample:
+                before.append(sample)
+        return {"done": done[1:], "ready": [sample.ready if sample else None for sample in samples[1:]]}
 
 
 def recorded(event: Event, now: float) -> Queues:

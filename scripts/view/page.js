@@ -77,8 +77,7 @@ function drawFigures(state) {
   const retrying = queues.known ? queues.retry.reduce((sum, [, count]) => sum + count, 0) : null;
   const figures = [
     ["ready", queues.ready, queues.ready && "busy"],
-    ["in work", workers.running, workers.running && "good"],
-    ["held", workers.held],
+    [workers.held ? `in work, ${number(workers.held)} more held` : "in work", workers.running, workers.running && "good"],
     ["consumers", queues.consumers, queues.consumers === 0 && "bad"],
     ["waiting for a retry", retrying, retrying && "busy"],
     ["dead letters", queues.known ? queues.dead : null, queues.dead && "bad"],
@@ -141,7 +140,7 @@ function fillWorker(node, row, long) {
   pill.dataset.level = STATES[row.state] || "unknown";
   put(pill, row.state === "silent" || row.state === "quiet" ? `${row.state} for ${duration(row.quiet)}` : row.state);
   const failed = [row.retried && `${number(row.retried)} failed`, row.dead && `${number(row.dead)} dead`];
-  put(counts, [`${number(row.completed)} done`, ...failed, `holds ${number(row.held)} of ${row.prefetch || "∞"}`].filter(Boolean).join(" · "));
+  put(counts, [`${number(row.completed)} done`, ...failed, row.held && `holds ${number(row.held)} more`].filter(Boolean).join(" · "));
   const task = row.state === "stopped" ? undefined : row.running[0];
   track.classList.toggle("unmeasured", Boolean(task) && !task.total);
   const share = task && task.total ? Math.min(1, (task.done || 0) / task.total) : 0;

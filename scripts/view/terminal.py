@@ -16,8 +16,9 @@ from view.verdict import duration, of
 from workqueue.streams import harmless
 
 WIDE = 140  # columns from which what has happened stands beside the workers
-NARROW_HISTORY = 30  # columns of a history at most, where there are few
+WORDS_OF_HISTORY = 46  # columns that the words beside the two histories need
 FIXED_LINES = 8  # of the head and the figures
+ROOM_FOR_COUNTS = 100  # columns
 LEAST_WORKERS = 3  # rows that the workers have, before what has happened has any
 MOST_PLAIN = 50  # rows of a page that nobody scrolls
 BARS = "▁▂▃▄▅▆▇█"
@@ -50,13 +51,13 @@ def page(state: State, width: int, height: int) -> RenderableType:
     if left < 2:
         return Group(*parts[: max(1, height - 1)])
     if width >= WIDE:
-        beside = min(64, width // 3)
+        beside = min(100, width * 3 // 8)
         both = Table.grid(padding=(0, 2), expand=True)
         both.add_column(width=width - beside - 4)
         both.add_column(width=beside)
         both.add_row(workers(state, width - beside - 4, left), happened(state, beside, left))
         return Group(*parts, both)
-    rows = len(state["workers"]["rows"]) + bool(state["workers"]["more"]) + 1
+    rows = sum(max(1, len(row["running"])) for row in state["workers"]["rows"]) + bool(state["workers"]["more"]) + 1
     for_workers = min(rows, max(LEAST_WORKERS, left * 2 // 3)) if left > LEAST_WORKERS + 4 else left
     for_happened = left - for_workers - 1
     parts.append(workers(state, width, for_workers))
@@ -92,12 +93,12 @@ def head(state: State, width: int) -> list[Text]:
         mark, style = "● live", "green"
     else:
         mark, style = "○ not connected", "bold red"
-    title = Text.assemble((" watch ", "reverse bold"), " ", (harmless(source["queue"]), "bold"))
+    title = Text.assemble((" watch ", "bold white on blue"), " ", (harmless(source["queue"]), "bold"))
     where = " · ".join(filter(None, [source["where"], source["broker"], source["note"]]))
     since = f"since {local(source['since'], zone=True)}, {duration(source['watched_seconds'])}"
     return [
         ends(title, Text(mark, style), width),
-        ends(Text(harmless(where), "dim"), Text(since, "dim"), width),
+        ends(Text(f" {harmless(where)}", "dim"), Text(since, "dim"), width),
     ]
 
 
@@ -108,7 +109,7 @@ def figures(state: State, width: int) -> list[Text]:
     cells = [
         ("ready", count(queues["ready"]), "yellow" if queues["ready"] else ""),
         ("in work", count(workers["running"]), "green" if workers["running"] else ""),
-        ("held", count(workers["held"]), ""),
+        ("held", count(workers["held"]), "yellow" if workers["held"] else ""),
         ("consumers", count(queues["consumers"]), "" if queues["consumers"] else "red"),
         ("retrying", count(retrying), "yellow" if retrying else ""),
         ("dead", count(dead), "bold red" if dead else ""),
@@ -125,13 +126,13 @@ def figures(state: State, width: int) -> list[Text]:
 def histories(state: State, width: int) -> list[Text]:
     """How many waited, and how many were done, second by second: up to what fits of the last two minutes."""
     history = state["history"]
-    room = max(10, min(120, (width - 46) // 2 if width >= WIDE else NARROW_HISTORY - 8))
+    room = max(10, min(120, (width - WORDS_OF_HISTORY) // 2))
     parts = Text("  ")
     for name, values, style in (("ready", history["ready"], "yellow"), ("done/s", history["done"], "green")):
         shown = values[-room:]
         most = max((value for value in shown if value is not None), default=0)
         parts.append(sparkline(shown, room), style=style)
-        parts.append(f" {name} ≤ {most:,.4g}   ", style="dim")
+        parts.append(f" {name}, most {most:,.4g}   ", style="dim")
     return [cut(parts, width)]
 
 
@@ -161,30 +162,38 @@ def rate(state: State) -> str:
 def workers(state: State, width: int, height: int) -> RenderableType:
     """A row each, and a last one for those that have none."""
     found = state["workers"]
-    table = Table(box=None, expand=True, padding=(0, 1), header_style="dim bold", show_edge=False)
-    table.add_column("worker", no_wrap=True, overflow="ellipsis", width=min(24, max(15, width // 5)))
-    table.add_column("state", no_wrap=True, width=12)
-    table.add_column("done", justify="right", no_wrap=True, width=7)
-    if width >= 100:
-        table.add_column("failed", justify="right", no_wrap=True, width=6)
-        table.add_column("dead", justify="right", no_wrap=True, width=5)
-        table.add_column("held", justify="right", no_wrap=True, width=9)
-    table.add_column("now", no_wrap=True, overflow="ellipsis", ratio=1)
     rows = found["rows"]
     hidden = found["more"] + len(rows) - (height - 1)
     if hidden > 0:
         rows = rows[: max(0, height - 2)]
-    for row in rows:
-        cells = [Text(harmless(row["worker"]), "bold"), worker_state(row), Text(f"{row['completed']:,}")]
-        if width >= 100:
-            held = f"{row['held']:,}/{row['prefetch'] or '∞'}"
-            cells += [failed(row["retried"], "yellow"), failed(row["dead"], "red"), Text(held, "dim")]
-        table.add_row(*cells, now(row, found["long"]))
     hidden = found["more"] + len(found["rows"]) - len(rows)
+    there_is_room = not hidden and sum(max(1, len(row["running"])) for row in rows) < height
+    table = columns(width)
+    for row in rows:
+        first, *others = tasks(row, found["long"], width, all_of_them=there_is_room)
+        cells = [Text(harmless(row["worker"]), "bold"), worker_state(row), Text(f"{row['completed']:,}")]
+        if width >= ROOM_FOR_COUNTS:
+            cells += [figure(row["retried"], "yellow"), figure(row["dead"], "red"), figure(row["held"], "yellow")]
+        table.add_row(*cells, first)
+        for other in others:
+            table.add_row(*[Text()] * len(cells), other)
     if hidden > 0:
         return Group(table, cut(Text(f" … and {hidden:,} more", "dim"), width))
     if not rows:
         return Group(table, cut(Text(f" {no_worker(state)}", "dim"), width))
+    return table
+
+
+def columns(width: int) -> Table:
+    table = Table(box=None, expand=True, padding=(0, 1), header_style="dim bold", show_edge=False)
+    table.add_column("worker", no_wrap=True, overflow="ellipsis", width=min(20, max(15, width // 5)))
+    table.add_column("state", no_wrap=True, width=12)
+    table.add_column("done", justify="right", no_wrap=True, width=7)
+    if width >= ROOM_FOR_COUNTS:
+        table.add_column("failed", justify="right", no_wrap=True, width=6)
+        table.add_column("dead", justify="right", no_wrap=True, width=5)
+        table.add_column("held", justify="right", no_wrap=True, width=5)
+    table.add_column("now", no_wrap=True, overflow="ellipsis", ratio=1)
     return table
 
 
@@ -200,25 +209,30 @@ def worker_state(row: dict[str, Any]) -> Text:
     return Text(harmless(shown, most=12), STATES.get(state, "dim"))
 
 
-def failed(number: int, style: str) -> Text:
+def figure(number: int, style: str) -> Text:
     return Text(f"{number:,}", style if number else "dim")
 
 
-def now(row: dict[str, Any], long: float) -> Text:
-    """What it does: the oldest of its tasks, and how many others."""
+def tasks(row: dict[str, Any], long: float, width: int, all_of_them: bool) -> list[Text]:
+    """What it does, a line each: all that are known, or the oldest and how many others. At least one line."""
     if not row["running"] or row["state"] == "stopped":
-        return Text("")
-    task = row["running"][0]
-    found = Text(style="strike dim" if row["state"] == "silent" else "")
-    if task["total"]:
-        found.append(bar(task["done"] or 0, task["total"], 8), style="green").append(" ")
-    found.append(duration(task["age"]), style="bold yellow" if task["age"] > long else "dim")
-    found.append(f" {harmless(task['task'])}").append(f" (id {harmless(task['id'], most=12)})", style="dim")
+        return [Text()]
+    shown = row["running"] if all_of_them else row["running"][:1]
+    found = [task_line(task, long, 16 if width >= ROOM_FOR_COUNTS else 6, row["state"] == "silent") for task in shown]
+    others = len(row["running"]) - len(shown) + row["more"]
+    if others:
+        found[-1].append(f" +{others:,}", style="bold")
+    return found
+
+
+def task_line(task: dict[str, Any], long: float, cells: int, is_silent: bool) -> Text:
+    full = int(cells * min(1.0, (task["done"] or 0) / task["total"])) if task["total"] else 0
+    found = Text("━" * full, "dim" if is_silent else "green").append("╌" * (cells - full), style="dim")
+    found.append(f"{duration(task['age']):>7} ", style="bold yellow" if task["age"] > long else "dim")
+    found.append(harmless(task["task"]), style="strike dim" if is_silent else "")
+    found.append(f" (id {harmless(task['id'], most=12)})", style="dim")
     if task["attempt"] > 1:
         found.append(f" attempt {task['attempt']}", style="yellow")
-    others = len(row["running"]) - 1 + row["more"]
-    if others:
-        found.append(f" +{others:,}", style="bold")
     return found
 
 
@@ -253,11 +267,6 @@ def sparkline(values: list[float | None], width: int) -> str:
     most = max((value for value in values if value is not None), default=0) or 1
     cells = [" " if value is None else BARS[min(7, int(value / most * 7.999))] for value in values]
     return "".join(cells).rjust(width)
-
-
-def bar(done: float, total: float, width: int) -> str:
-    full = max(0, min(width, int(width * done / total)))
-    return "━" * full + "╌" * (width - full)
 
 
 def ends(left: Text, right: Text, width: int) -> Text:

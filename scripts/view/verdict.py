@@ -38,9 +38,12 @@ def of_queue(state: dict[str, Any], ready: int, consumers: int, workers: dict[st
         if not ready:
             return "idle", "Nothing to do, and nobody to do it: no worker consumes."
         return "bad", f"Nobody consumes: {waiting}, and no worker takes them."
+    silent = workers["by_state"].get("silent", 0)
+    if ready and silent >= consumers and workers["consuming"] == silent:
+        return "bad", f"{waiting} for {who}, and {'it is' if consumers == 1 else 'all are'} silent."
     if ready:
-        busy = f"All {who} are busy" if consumers > 1 else "The only consumer is busy"
-        return "busy", f"{busy}: {waiting}{time_left(state, ready)}."
+        for_whom = f"{consumers:,} busy consumers" if consumers > 1 else "the only consumer, which is busy"
+        return "busy", f"{waiting} for {for_whom}{time_left(state, ready)}."
     if workers["running"] or workers["held"]:
         return "good", f"Keeping up: {of(workers['running'], 'task')} in work, none waits."
     return "idle", f"Nothing to do: {who} {'waits' if consumers == 1 else 'wait'}."
@@ -49,7 +52,7 @@ def of_queue(state: dict[str, Any], ready: int, consumers: int, workers: dict[st
 def time_left(state: dict[str, Any], ready: int) -> str:
     if not state["rate"] or state["rate"][0] <= 0:
         return ""
-    return f", {duration(ready / state['rate'][0])} at this rate"
+    return f": {duration(ready / state['rate'][0])} at this rate"
 
 
 def notes(state: dict[str, Any]) -> list[str]:
@@ -62,9 +65,11 @@ def notes(state: dict[str, Any]) -> list[str]:
     if queues["known"] and queues["exists"] and consumers is not None and consumers != here:
         known = f"{of(consumers, 'consumer')}, {of(workers['known'], 'worker')} known"
         if consumers < here:
-            found.append(f"{known}: {of(here - consumers, 'worker')} gone, or not consuming")
+            found.append(f"{known}: {of(here - consumers, 'worker')} gone, or about to consume again")
         elif workers["strangers_seconds"] > STRANGERS_SECONDS:
             found.append(f"{known}: start the others with --events to see them")
+    elif silent := workers["by_state"].get("silent"):
+        found.append(f"{of(silent, 'worker')} silent, and still consuming: frozen, or cut off")
     if workers["oldest"] is not None and workers["oldest"] > workers["long"]:
         found.append(f"a task has been running for {duration(workers['oldest'])}")
     if source["behind"]:
