@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         note(f"watch.py: {error}")
         return 2
     except ModuleNotFoundError as error:
-        if error.name != "rich":
+        if (error.name or "").partition(".")[0] != "rich":
             raise
         note("watch.py: rich is not installed: pip install -r requirements.txt")
         return 2

@@ -250,8 +250,7 @@ def test_a_rate_is_made_of_counters_and_not_across_a_gap(model: Model) -> None:
         worker.clock = float(second)
         worker.totals["completed"] = 3 * second
         worker.tell(worker.heartbeat())
-    rate, seconds = model.rate() or (0, 0)
-    assert (rate, seconds) == (pytest.approx(3.0), pytest.approx(10.0))
+    assert model.rate() == pytest.approx((3.0, 10.0))
     model.lost("away")
     assert model.rate() is None
     model.connected(90.0, "RabbitMQ 4.3.6")
@@ -321,7 +320,9 @@ def test_what_is_no_event_is_left_out(line: bytes) -> None:
 
 TEXTS = ("", "x", "\x1b[2J\a", "\ud800", "漢字", "a" * 500, "<b>&", "\u202e", "2026-13-01", "silent", "\n")
 LEAVES = (None, True, 0, 1, -1, 2**70, 0.5, 1e308, float("inf"), float("nan"), *TEXTS)
-WRONG = st.sampled_from([*LEAVES, *([leaf] for leaf in LEAVES), *({"id": leaf} for leaf in LEAVES), [[{}]]])
+WRONG: st.SearchStrategy[Any] = st.sampled_from(
+    [*LEAVES, *([leaf] for leaf in LEAVES), *({"id": leaf} for leaf in LEAVES), [[{}]]]
+)
 MEMBERS = [
     *("interval", "state", "prefetch", "held", "completed", "running", "more", "dropped", "delivery", "id", "task"),
     *("difficulty", "attempt", "waited", "done", "total", "seconds", "error", "delay_seconds", "time", "worker"),

@@ -57,7 +57,8 @@ class Live:
 
     def stop(self) -> None:
         self.stopping.set()
-        self._thread.join(2.0)
+        if self._thread.ident:
+            self._thread.join(2.0)
 
     def _run(self) -> None:
         try:

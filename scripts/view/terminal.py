@@ -18,7 +18,7 @@ from workqueue.streams import harmless
 WIDE = 140  # columns from which what has happened stands beside the workers
 WORDS_OF_HISTORY = 46  # columns that the words beside the two histories need
 FIXED_LINES = 8  # of the head and the figures
-ROOM_FOR_COUNTS = 100  # columns
+ROOM_FOR_COUNTS = 120  # columns
 LEAST_WORKERS = 3  # rows that the workers have, before what has happened has any
 MOST_PLAIN = 50  # rows of a page that nobody scrolls
 BARS = "▁▂▃▄▅▆▇█"
