@@ -247,6 +247,7 @@ class Channel:
         self.connection = connection
         self.reason: BaseException | None = None  # why it has ended
         self.on_end: Callable[[], None] = lambda: None  # called on the connection's thread
+        self.on_return: Callable[[], None] = lambda: None  # the same, for what was mandatory and no queue took
         self.acknowledgements = Acknowledgements(self._write_ack, connection._loop.call_later, self._ask)
         self._confirms: Confirms | None = None
         self._waiting: set[Future[Any]] = set()
@@ -466,6 +467,7 @@ class Channel:
         def opened(wire: Any) -> None:
             wire.add_on_close_callback(lambda _, reason: self.end(reason))
             wire.add_on_cancel_callback(lambda _: self._cancelled())
+            wire.add_on_return_callback(lambda *_: self.on_return())
             wire.add_callback(lambda _: self._got_nothing(None), [Basic.GetEmpty], one_shot=False)
             done(None)
 
