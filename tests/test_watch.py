@@ -84,6 +84,19 @@ class View:
         self.program = bench.start(SCRIPT, "--web", "0", *arguments, **settings)
         words = until(lambda: re.findall(r"http://127\.0\.0\.1:(\d+)/", self.program.stdout), "the page", 20)
         self.port = int(words[0])
+        self._newest: dict[str, Any] = {}
+        self._number = 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        """As a browser does: one connection, made again when it ends."""
+        while self.program.process.poll() is None:
+            with suppress(OSError), self.follow() as link, link.makefile("rb") as lines:
+                for line in lines:
+                    if line.startswith(b"data: "):
+                        self._newest = json.loads(line.removeprefix(b"data: "))
+                        self._number += 1
+            time.sleep(0.1)
 
     def ask(self, path: str, host: str = "", method: str = "GET") -> tuple[int, dict[str, str], str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -100,11 +113,10 @@ class View:
         return link
 
     def state(self) -> dict[str, Any]:
-        with self.follow() as link, link.makefile("rb") as lines:
-            for line in lines:
-                if line.startswith(b"data: "):
-                    return dict(json.loads(line.removeprefix(b"data: ")))
-        raise AssertionError(self.program.describe())
+        """One that was made from now on."""
+        number = self._number
+        until(lambda: self._number > number + 1, f"a state of {self.program.describe()}", 20)
+        return self._newest
 
     def opens(self) -> bool:
         """Whether there is room for one more page."""
@@ -215,7 +227,6 @@ def test_it_comes_back_after_a_restart_of_the_broker(breakable: Bench) -> None:
     with crew(breakable, 1):
         view = View(breakable)
         view.until(lambda state: state["workers"]["known"] == 1, "the worker")
-        page = view.follow()  # stays open all the time
         breakable.broker.kill()
         state = view.until(lambda state: not state["source"]["connected"], "the loss")
         assert state["verdict"]["level"] == "unknown"
@@ -225,7 +236,6 @@ def test_it_comes_back_after_a_restart_of_the_broker(breakable: Bench) -> None:
     breakable.broker.start()
     with crew(breakable, 2):
         view.until(lambda state: state["workers"]["by_state"].get("waiting") == 2, "the workers", 20)
-    page.close()
 
 
 def test_no_broker_is_said_on_the_page_and_tried_again(bench: Bench) -> None:
@@ -253,6 +263,32 @@ def test_no_text_of_a_task_reaches_a_terminal_raw(bench: Bench) -> None:
         done = call(bench, "--once")
     assert "evil" in done.stdout
     assert all(line.isprintable() for line in done.stdout.splitlines())
+
+
+def test_real_workers_are_seen_at_work_killed_frozen_and_back(breakable: Bench) -> None:
+    """From within their run on; what is counted is what they have done."""
+    steady, killed, frozen = (
+        breakable.worker("--events", "--id", f"Worker-{n}") for n in ("steady", "killed", "frozen")
+    )
+    breakable.send("--count", "30", "--max-difficulty", "1", "--quiet")
+    steady.wait_for("task_completed", 2)
+    view = View(breakable)
+    view.until(lambda state: state["totals"]["completed"] == 30, "all thirty", 20)
+    breakable.send("--task", "Slow work", "--difficulty", "80")
+    state = view.until(lambda state: state["workers"]["by_state"] == {"working": 1, "waiting": 2}, "a worker at work")
+    assert state["workers"]["running"] == 1
+    assert state["waited"][0] < 5
+    began = time.monotonic()
+    killed.process.kill()
+    view.says("2 consumers, 3 workers known")
+    assert time.monotonic() - began < SOON
+    frozen.signal(signal.SIGSTOP)
+    view.until(lambda state: state["workers"]["by_state"].get("silent") == 2, "two silent workers")
+    frozen.signal(signal.SIGCONT)
+    view.until(lambda state: state["workers"]["by_state"].get("silent") == 1, "only the killed one silent")
+    breakable.broker.restart()
+    view.until(lambda state: state["source"]["connected"] and state["workers"]["consuming"] >= 2, "all of it again", 30)
+    view.until(lambda state: state["queues"]["consumers"] == 2, "both consumers", 30)
 
 
 # The web
@@ -287,10 +323,11 @@ def test_a_page_needs_nothing_from_elsewhere(bench: Bench) -> None:
 
 def test_so_many_pages_and_no_more_and_a_slow_one_holds_up_nobody(bench: Bench) -> None:
     view = View(bench)
-    pages = [view.follow() for _ in range(MOST_PAGES)]  # none of them reads
+    pages = [view.follow() for _ in range(MOST_PAGES - 1)]  # none of them reads
     try:
         until(lambda: not view.opens(), "a refusal")
         assert view.ask("/metrics")[0] == 200
+        assert view.state()
     finally:
         for page in pages:
             page.close()
@@ -322,7 +359,7 @@ def test_a_recording_holds_the_events_as_they_were_and_shows_the_same_again(benc
     file = tmp_path / "run.jsonl"
     view = View(bench, "--record", str(file))
     with crew(bench, 2) as made:
-        view.until(lambda state: state["workers"]["known"] == 2, "the workers")
+        view.until(lambda state: state["workers"]["known"] == state["queues"]["consumers"] == 2, "the workers")
         sent = [made.workers[0].begin("One\u2028more"), made.workers[0].finish()]
         for event in sent:
             made.workers[0].publish(event)
@@ -442,7 +479,6 @@ def test_two_hundred_workers_and_five_thousand_tasks_a_second_are_watched_for_li
     crowd = bench.start("tests/fake_workers.py", "200", "5000")
     view = View(bench)
     view.until(lambda state: state["workers"]["known"] == 200, "the workers", 30)
-    page = follow_all(view)
     watcher = psutil.Process(view.program.process.pid)
     time.sleep(3)  # it has found its pace
     before, began, memory = sum(watcher.cpu_times()[:2]), time.monotonic(), watcher.memory_info().rss
@@ -452,24 +488,3 @@ def test_two_hundred_workers_and_five_thousand_tasks_a_second_are_watched_for_li
     assert state["rate"][0] > 2500, crowd.describe()
     assert share < 0.05, share
     assert watcher.memory_info().rss - memory < 3_000_000
-    page()
-
-
-def follow_all(view: View) -> Callable[[], None]:
-    """A page that reads everything; returns what closes it."""
-    link = view.follow()
-
-    def read() -> None:
-        with suppress(OSError):
-            while link.recv(65536):
-                pass
-
-    thread = threading.Thread(target=read)
-    thread.start()
-
-    def close() -> None:
-        link.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        link.close()
-
-    return close

@@ -159,7 +159,11 @@ class Run:
             return self.state
         if quiet > SILENT_INTERVALS * self.interval:
             return "silent"
-        return "quiet" if quiet > QUIET_INTERVALS * self.interval else self.state
+        if quiet > QUIET_INTERVALS * self.interval:
+            return "quiet"
+        if self.state in ("working", "waiting"):  # the snapshot's may be older than its tasks
+            return "working" if self.more or self.running() else "waiting"
+        return self.state
 
     def is_gone(self, now: float, connected_at: float) -> bool:
         if self.stopped is not None:
