@@ -124,34 +124,51 @@ function makeWorker() {
   const made = element("li");
   const top = element("div", "top");
   top.append(element("span", "name"), element("span", "pill"), element("span", "counts"));
+  made.append(top, element("div"));
+  return made;
+}
+
+function makeTask() {
+  const made = element("div");
   const track = element("div", "track");
   track.append(element("i"));
   const doing = element("div", "doing");
   doing.append(element("span"), element("span"));
-  made.append(top, track, doing);
+  made.append(track, doing);
   return made;
 }
 
 function fillWorker(node, row, long) {
-  const [top, track, doing] = node.children;
+  const [top, tasks] = node.children;
   const [name, pill, counts] = top.children;
   node.classList.toggle("silent", row.state === "silent");
   put(name, row.worker);
   pill.dataset.level = STATES[row.state] || "unknown";
   put(pill, row.state === "silent" || row.state === "quiet" ? `${row.state} for ${duration(row.quiet)}` : row.state);
   const failed = [row.retried && `${number(row.retried)} failed`, row.dead && `${number(row.dead)} dead`];
-  put(counts, [`${number(row.completed)} done`, ...failed, row.held && `holds ${number(row.held)} more`].filter(Boolean).join(" · "));
-  const task = row.state === "stopped" ? undefined : row.running[0];
-  track.classList.toggle("unmeasured", Boolean(task) && !task.total);
-  const share = task && task.total ? Math.min(1, (task.done || 0) / task.total) : 0;
-  track.firstChild.style.width = task && !task.total ? "" : `${100 * share}%`;
-  const others = row.running.length - 1 + row.more;
-  const stars = task && Number.isInteger(task.difficulty) && task.difficulty <= 5 ? " " + "★".repeat(task.difficulty) : "";
-  const attempt = task && task.attempt > 1 ? `, attempt ${task.attempt}` : "";
-  put(doing.firstChild, task ? `${task.task} (id ${task.id}${attempt})${stars}${others ? ` +${number(others)} more` : ""}` : "–");
-  const measured = task && task.total ? `${number(task.done || 0, 1)}/${number(task.total, 1)} · ` : "";
-  put(doing.lastChild, task ? measured + duration(task.age) : "");
-  doing.lastChild.classList.toggle("long", Boolean(task) && task.age > long);
+  const held = row.held && `holds ${number(row.held)} more`;
+  put(counts, [`${number(row.completed)} done`, ...failed, held].filter(Boolean).join(" · "));
+  const running = row.state === "stopped" ? [] : row.running;
+  list(tasks, running.length ? running : [null], makeTask, (part, task) => fillTask(part, task, long));
+  if (row.more) tasks.lastChild.lastChild.firstChild.textContent += ` +${number(row.more)} more`;
+}
+
+function fillTask(node, task, long) {
+  const [track, doing] = node.children;
+  const [what, since] = doing.children;
+  const measured = Boolean(task && task.total);
+  track.classList.toggle("unmeasured", Boolean(task) && !measured);
+  track.firstChild.style.width = measured ? `${100 * Math.min(1, (task.done || 0) / task.total)}%` : task ? "" : "0";
+  since.classList.toggle("long", Boolean(task) && task.age > long);
+  if (!task) {
+    put(what, "–");
+    put(since, "");
+    return;
+  }
+  const stars = Number.isInteger(task.difficulty) && task.difficulty <= 5 ? " " + "★".repeat(task.difficulty) : "";
+  put(what, `${task.task} (id ${task.id}${task.attempt > 1 ? `, attempt ${task.attempt}` : ""})${stars}`);
+  const parts = measured ? `${number(task.done || 0, 1)}/${number(task.total, 1)} · ` : "";
+  put(since, parts + duration(task.age));
 }
 
 function drawWorkers(state) {

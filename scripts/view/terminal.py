@@ -44,7 +44,7 @@ HAPPENED = {
 
 def page(state: State, width: int, height: int) -> RenderableType:
     """As many rows as fit; what is left out is counted."""
-    notes = [clipped(f"  ! {note}", width, "yellow") for note in state["verdict"]["notes"]]
+    notes = notes_on(state, width)
     notes = notes[: max(1, height - FIXED_LINES - LEAST_WORKERS - 3)]
     parts: list[RenderableType] = [*head(state, width), *figures(state, width), *notes, Text()]
     left = height - FIXED_LINES - len(notes) - 1
@@ -71,7 +71,7 @@ def plain(state: State, width: int) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     rows = min(MOST_PLAIN, len(state["workers"]["rows"])) + min(MOST_PLAIN, len(state["recent"])) + 6
     with console.capture() as capture:
-        console.print(page(state, width, FIXED_LINES + len(state["verdict"]["notes"]) + rows))
+        console.print(page(state, width, FIXED_LINES + len(notes_on(state, width)) + rows))
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
@@ -106,11 +106,12 @@ def figures(state: State, width: int) -> list[Text]:
     queues, workers, totals = state["queues"], state["workers"], state["watched"]
     retrying = sum(count for _, count in queues["retry"]) if queues["known"] else None
     dead = queues["dead"] if queues["known"] else None
+    no_one = "red" if queues["consumers"] == 0 else ""
     cells = [
         ("ready", count(queues["ready"]), "yellow" if queues["ready"] else ""),
         ("in work", count(workers["running"]), "green" if workers["running"] else ""),
         ("held", count(workers["held"]), "yellow" if workers["held"] else ""),
-        ("consumers", count(queues["consumers"]), "" if queues["consumers"] else "red"),
+        ("consumer" if queues["consumers"] == 1 else "consumers", count(queues["consumers"]), no_one),
         ("retrying", count(retrying), "yellow" if retrying else ""),
         ("dead", count(dead), "bold red" if dead else ""),
         ("done", count(totals["completed"]), ""),
@@ -131,8 +132,8 @@ def histories(state: State, width: int) -> list[Text]:
     for name, values, style in (("ready", history["ready"], "yellow"), ("done/s", history["done"], "green")):
         shown = values[-room:]
         most = max((value for value in shown if value is not None), default=0)
-        parts.append(sparkline(shown, room), style=style)
-        parts.append(f" {name}, most {most:,.4g}   ", style="dim")
+        parts.append(f"{name}, most {most:,.4g} ", style="dim")
+        parts.append(f"{sparkline(shown)}".ljust(room + 2), style=style)
     return [cut(parts, width)]
 
 
@@ -143,10 +144,17 @@ def waited(state: State, width: int) -> Text:
         seconds, ago = state["waited"]
         when = "" if ago < 2 else f", {duration(ago)} ago"
         found.append(f"; the last started task had waited {duration(seconds)}{when}")
+    return cut(found, width)
+
+
+def notes_on(state: State, width: int) -> list[Text]:
+    """What is worth a look, a line each; dead letters with what lists them."""
+    found = [clipped(f" ! {note}", width, "yellow") for note in state["verdict"]["notes"]]
     source, dead = state["source"], state["queues"]["dead"]
     if dead:
-        found.append(f"; dead letters: {source['dead_command']}", "red")
-    return cut(found, width)
+        words = f" ✖ {of(dead, 'dead letter')} in {source['dead_queue']}: {source['dead_command']}"
+        found.insert(0, clipped(words, width, "red"))
+    return found
 
 
 def rate(state: State) -> str:
@@ -227,7 +235,7 @@ def tasks(row: dict[str, Any], long: float, width: int, all_of_them: bool) -> li
 
 def task_line(task: dict[str, Any], long: float, cells: int, is_silent: bool) -> Text:
     full = int(cells * min(1.0, (task["done"] or 0) / task["total"])) if task["total"] else 0
-    found = Text("━" * full, "dim" if is_silent else "green").append("╌" * (cells - full), style="dim")
+    found = Text().append("━" * full, style="dim" if is_silent else "green").append("╌" * (cells - full), style="dim")
     found.append(f"{duration(task['age']):>7} ", style="bold yellow" if task["age"] > long else "dim")
     found.append(harmless(task["task"]), style="strike dim" if is_silent else "")
     found.append(f" (id {harmless(task['id'], most=12)})", style="dim")
@@ -262,11 +270,10 @@ def how(event: dict[str, Any]) -> Text:
 # Pieces
 
 
-def sparkline(values: list[float | None], width: int) -> str:
-    """A character a value, right-aligned; a gap is a gap."""
+def sparkline(values: list[float | None]) -> str:
+    """A character a value; a gap is a gap."""
     most = max((value for value in values if value is not None), default=0) or 1
-    cells = [" " if value is None else BARS[min(7, int(value / most * 7.999))] for value in values]
-    return "".join(cells).rjust(width)
+    return "".join(" " if value is None else BARS[min(7, int(value / most * 7.999))] for value in values)
 
 
 def ends(left: Text, right: Text, width: int) -> Text:
