@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from threading import Event, Thread
 
 import config
@@ -28,7 +29,7 @@ from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain
 from workqueue.events import WorkerOutput, in_words
 from workqueue.handlers import usable
 from workqueue.hands import Hands
-from workqueue.messages import DoesNotFit, copied
+from workqueue.messages import DoesNotFit
 from workqueue.modules import chosen_handler
 from workqueue.processes import end_at_once, is_another, on_stop_signal, run_to_the_end
 from workqueue.publisher import Publisher
@@ -43,9 +44,7 @@ COPIES_SECONDS = 0.8  # the same for copies: a task without one is given back
 
 
 class Worker:
-    def __init__(
-        self, settings: Settings, handle: Handler, output: WorkerOutput, name: str, burst: bool = False
-    ) -> None:
+    def __init__(self, settings: Settings, handle: Handler, output: WorkerOutput, name: str, burst: bool) -> None:
         self.settings = settings
         self.handle = handle
         self.output = output
@@ -110,8 +109,7 @@ class Worker:
             self.output.note("what could not be put aside is given back")
 
     def take_tasks(self, channel: Channel) -> None:
-        """Consumes, with a prefetch of what there is room for: less where a task still runs that came by a connection
-        that is lost."""
+        """Consumes, with a prefetch of what there is room for: less where a task of a lost connection still runs."""
         self.busy_at = time.monotonic()
         consumer_tag = self.name
         while not (self.stopping or (self.burst and self.nothing_to_do(channel))):
@@ -145,7 +143,7 @@ class Worker:
     def lose_connection(self, failure: BrokerError, delay: float) -> None:
         """What runs goes on; what was only held is the broker's again."""
         for delivery in self.hands.lose():
-            self.output.event("task_lost_connection", **delivery.fields())
+            self.output.event("task_lost_connection", delivery)
         self.output.note_failure(failure, f"connecting again in {delay:.1f} s")
         until, told = time.monotonic() + delay, self.stopping  # to stop, there is no time to be patient
         while time.monotonic() < until and self.stopping == told and not self.may_end():
@@ -180,7 +178,7 @@ class Worker:
         self.hands.give_back_held()
         if left := self.hands.in_hand or self.hands.awaited:
             self.output.note("no broker to acknowledge to: what was finished may be delivered again")
-        self.output.event("worker_stopped", completed=self.reports.completed)
+        self.output.stopped(self.reports.completed)
         return 1 if left else 0
 
     # Work threads: run the handler, then settle
@@ -207,8 +205,8 @@ class Worker:
         return self.handled(delivery, task)
 
     def handled(self, delivery: Delivery, task: Task) -> Outcome:
-        self.output.event("task_started", **delivery.fields())
-        started = time.monotonic()
+        self.output.event("task_started", delivery, waited=delivery.waited())
+        delivery.begun_at = time.monotonic()
         try:
             self.handle(task, delivery.for_handler(self.output.event, lambda: self.stopping))
         except OutputClosed:
@@ -221,7 +219,7 @@ class Worker:
                 return self.dead(error)
             delay = self.settings.retry_delays[delivery.attempt - 1]
             return Retry(Problem.of(error), delay, self.settings.retry_queue(delay))
-        return Done(time.monotonic() - started)
+        return Done(time.monotonic() - delivery.begun_at)
 
     def dead(self, error: BaseException) -> Dead:
         return Dead(Problem.of(error), self.settings.dead_queue)
@@ -242,13 +240,11 @@ class Worker:
             if answer == "confirmed":
                 self.hands.acknowledge(delivery, outcome, self.reports.later)
 
-        headers = outcome.headers(delivery, self.name)
         try:
-            copy = copied(delivery.body, delivery.properties, headers, delivery.channel.connection.frame_max)
+            copy = outcome.copy(delivery, self.name)
+            self.copies.publish(outcome.queue, copy, on_settled, wanted=partial(self.hands.waits_for_copy, delivery))
         except DoesNotFit as error:
             self.output.note(f"cannot put a task into {outcome.queue}: {error}; it is held until this worker stops")
-        else:
-            self.copies.publish(outcome.queue, copy, on_settled, wanted=lambda: self.hands.waits_for_copy(delivery))
 
 
 def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
@@ -263,6 +259,8 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
         return 2
     output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1, simulates)
     worker = Worker(settings, handle, output, arguments.id, arguments.burst)
+    if arguments.events:
+        output.publish(settings, worker.hands, lambda: worker.stopping)
     on_stop_signal(worker.on_signal)
     return run_to_the_end(worker.run, output.note)
 
