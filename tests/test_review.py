@@ -95,10 +95,10 @@ def test_a_worker_ends_when_all_that_it_settled_is_told(
     with running(replace(settings, retry_delays=()), monkeypatch, handle) as found:
         event = found.event
 
-        def slow_to_tell(name: str, **details: Any) -> None:
+        def slow_to_tell(name: str, *delivery: Any, **details: Any) -> None:
             if name == told:
                 time.sleep(0.5)
-            event(name, **details)
+            event(name, *delivery, **details)
 
         found.worker.output.event = slow_to_tell  # type: ignore[assignment,method-assign]
         bench.publish(BODY, BasicProperties(message_id=str(uuid.uuid4()) if message_id else None, delivery_mode=2))
