@@ -56,6 +56,7 @@ def message(task: Task) -> Message:
         message_id=str(uuid.uuid4()),
         timestamp=int(time.time()),
         app_id="sender.py",
+        headers={"timestamp_in_ms": time.time_ns() // 1_000_000},  # RabbitMQ's own name for it
     )
     return Message(task.encode(), properties, label)
 

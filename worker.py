@@ -28,7 +28,7 @@ from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain
 from workqueue.events import WorkerOutput, in_words
 from workqueue.handlers import usable
 from workqueue.hands import Hands
-from workqueue.messages import DoesNotFit, copied
+from workqueue.messages import DoesNotFit
 from workqueue.modules import chosen_handler
 from workqueue.processes import end_at_once, is_another, on_stop_signal, run_to_the_end
 from workqueue.publisher import Publisher
@@ -145,7 +145,7 @@ class Worker:
     def lose_connection(self, failure: BrokerError, delay: float) -> None:
         """What runs goes on; what was only held is the broker's again."""
         for delivery in self.hands.lose():
-            self.output.event("task_lost_connection", **delivery.fields())
+            self.output.event("task_lost_connection", delivery)
         self.output.note_failure(failure, f"connecting again in {delay:.1f} s")
         until = time.monotonic() + delay
         while time.monotonic() < until and not self.may_end():
@@ -177,10 +177,9 @@ class Worker:
 
     def goodbye(self) -> int:
         self.hands.give_back_held()
-        left = self.hands.in_hand or self.hands.awaited
-        if left:
+        if left := self.hands.in_hand or self.hands.awaited:
             self.output.note("no broker to acknowledge to: what was finished may be delivered again")
-        self.output.event("worker_stopped", completed=self.reports.completed)
+        self.output.stopped(self.reports.completed)
         return 1 if left else 0
 
     # Work threads: run the handler, then settle
@@ -207,8 +206,8 @@ class Worker:
             return self.handled(delivery, task)
 
     def handled(self, delivery: Delivery, task: Task) -> Outcome:
-        self.output.event("task_started", **delivery.fields())
-        started = time.monotonic()
+        self.output.event("task_started", delivery, waited=delivery.waited())
+        delivery.begun_at = time.monotonic()
         try:
             self.handle(task, delivery.for_handler(self.output.event, lambda: self.stopping))
         except OutputClosed:
@@ -221,7 +220,7 @@ class Worker:
                 return self.dead(error)
             delay = self.settings.retry_delays[delivery.attempt - 1]
             return Retry(Problem.of(error), delay, self.settings.retry_queue(delay))
-        return Done(time.monotonic() - started)
+        return Done(time.monotonic() - delivery.begun_at)
 
     def dead(self, error: BaseException) -> Dead:
         return Dead(Problem.of(error), self.settings.dead_queue)
@@ -242,13 +241,10 @@ class Worker:
             if answer == "confirmed" and self.hands.acknowledge(delivery, outcome):
                 self.reports.later(delivery)
 
-        headers = outcome.headers(delivery, self.name)
         try:
-            copy = copied(delivery.body, delivery.properties, headers, delivery.channel.connection.frame_max)
+            self.copies.publish(outcome.queue, outcome.copy(delivery, self.name), on_settled)
         except DoesNotFit as error:
             self.output.note(f"cannot put a task into {outcome.queue}: {error}; it is held until this worker stops")
-        else:
-            self.copies.publish(outcome.queue, copy, on_settled)
 
 
 def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
@@ -263,6 +259,8 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
         return 2
     output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1, simulates)
     worker = Worker(settings, handle, output, arguments.id, arguments.burst)
+    if arguments.events:
+        output.publish(settings, worker.hands, lambda: worker.stopping)
     on_stop_signal(worker.on_signal)
     return run_to_the_end(worker.run, output.note)
 

@@ -115,6 +115,7 @@ class Connection:
     def __init__(self, parameters: URLParameters, interrupted: Callable[[], bool] = never) -> None:
         self.interrupted = interrupted
         self.reason: BaseException | None = None  # why it has ended
+        self.linger = SHORT_SECONDS  # how long what is delivered may wait for more, to be read together
         self.blocked = False  # the broker is out of memory or disk, and takes nothing from those who publish
         self.on_blocked: Callable[[bool], None] = lambda blocked: None
         self._channels: list[Channel] = []
@@ -140,6 +141,11 @@ class Connection:
     def frame_max(self) -> int:
         """Bytes in a frame at most."""
         return int(self._wire.params.frame_max)
+
+    @property
+    def server_properties(self) -> dict[str, Any]:
+        """What the broker says of itself: `product`, `version` and others."""
+        return dict(self._wire.server_properties or {})
 
     def channel(self) -> Channel:
         """A new channel. Raises the reason if the connection ends first."""
@@ -181,7 +187,7 @@ class Connection:
                 with making_sockets:
                     loop.process_timeouts()
                 delivered, self._delivered = self._delivered, False
-                loop.make_calls(SHORT_SECONDS if delivered else 0)
+                loop.make_calls(self.linger if delivered else 0)
                 for channel in self._channels:
                     channel.write_acknowledgements()
                 self._wire.flush()
@@ -241,6 +247,7 @@ class Channel:
         self.connection = connection
         self.reason: BaseException | None = None  # why it has ended
         self.on_end: Callable[[], None] = lambda: None  # called on the connection's thread
+        self.on_return: Callable[[], None] = lambda: None  # the same, for what was mandatory and no queue took
         self.acknowledgements = Acknowledgements(self._write_ack, connection._loop.call_later, self._ask)
         self._confirms: Confirms | None = None
         self._waiting: set[Future[Any]] = set()
@@ -268,6 +275,7 @@ class Channel:
         consumer_tag: str = "",
         exclusive: bool = False,
         arguments: dict[str, Any] | None = None,
+        auto_ack: bool = False,
     ) -> None:
         """`on_message_callback(channel, method, properties, body)` runs on the connection's thread: it must not wait.
 
@@ -276,7 +284,8 @@ class Channel:
 
         def deliver(wire: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
             if self.is_open:
-                self.acknowledgements.delivered(method.delivery_tag)
+                if not auto_ack:
+                    self.acknowledgements.delivered(method.delivery_tag)
                 self.connection._has_delivered()
                 on_message_callback(self, method, properties, body)
 
@@ -284,6 +293,7 @@ class Channel:
             lambda done: self._wire.basic_consume(
                 queue,
                 deliver,
+                auto_ack=auto_ack,
                 consumer_tag=consumer_tag or None,
                 exclusive=exclusive,
                 arguments={**NO_STREAM, **(arguments or {})},
@@ -381,7 +391,7 @@ class Channel:
         exclusive: bool = False,
         arguments: dict[str, Any] | None = None,
     ) -> Any:
-        """An answer with `message_count` (ready) and `consumer_count`."""
+        """An answer with `queue`, `message_count` (ready) and `consumer_count`."""
         return self._rpc(
             lambda done: self._wire.queue_declare(
                 queue, passive=passive, durable=durable, exclusive=exclusive, arguments=arguments, callback=done
@@ -394,6 +404,19 @@ class Channel:
     def queue_delete_later(self, queue: str) -> None:
         """Does not wait for the broker."""
         self._submit(lambda: self._wire.queue_delete(queue))
+
+    def exchange_declare(self, exchange: str, exchange_type: str, passive: bool = False, durable: bool = False) -> None:
+        self._rpc(
+            lambda done: self._wire.exchange_declare(
+                exchange, exchange_type, passive=passive, durable=durable, callback=done
+            )
+        )
+
+    def exchange_delete(self, exchange: str) -> None:
+        self._rpc(lambda done: self._wire.exchange_delete(exchange, callback=done))
+
+    def queue_bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        self._rpc(lambda done: self._wire.queue_bind(queue, exchange, routing_key, callback=done))
 
     def close(self) -> None:
         """Gives back what was delivered here and is not settled."""
@@ -444,6 +467,7 @@ class Channel:
         def opened(wire: Any) -> None:
             wire.add_on_close_callback(lambda _, reason: self.end(reason))
             wire.add_on_cancel_callback(lambda _: self._cancelled())
+            wire.add_on_return_callback(lambda *_: self.on_return())
             wire.add_callback(lambda _: self._got_nothing(None), [Basic.GetEmpty], one_shot=False)
             done(None)
 

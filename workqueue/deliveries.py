@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +17,10 @@ from pika import BasicProperties
 
 from tasks import Attempt, Task
 from workqueue.connection import Channel
-from workqueue.messages import count_of
+from workqueue.messages import Message, copied, count_of
+from workqueue.streams import MOST_SHOWN
 
+SENT_AT = "timestamp_in_ms"  # the header; a plugin of RabbitMQ's sets it, too
 MOST_WORDS = 1000  # characters of an error that are kept
 
 
@@ -60,8 +63,9 @@ class Retry:
     delay_seconds: float
     queue: str
 
-    def headers(self, delivery: Delivery, worker: str) -> dict[str, Any]:
-        return {"x-attempts": delivery.attempt}
+    def copy(self, delivery: Delivery, worker: str) -> Message:
+        """Raises DoesNotFit."""
+        return delivery.copied({"x-attempts": delivery.attempt})
 
     def event(self) -> tuple[str, dict[str, Any]]:
         about = {"error": self.problem.words, "error_type": self.problem.kind}
@@ -75,15 +79,16 @@ class Dead:
     problem: Problem
     queue: str
 
-    def headers(self, delivery: Delivery, worker: str) -> dict[str, Any]:
-        """Why, who, when, and after how many attempts."""
-        return {
+    def copy(self, delivery: Delivery, worker: str) -> Message:
+        """Says why, who, when, and after how many attempts. Raises DoesNotFit."""
+        headers = {
             "x-error": self.problem.words,
             "x-error-type": self.problem.kind,
             "x-worker": worker,
             "x-failed-at": datetime.now(UTC).isoformat(timespec="seconds"),
             "x-attempts": delivery.attempt,
         }
+        return delivery.copied(headers)
 
     def event(self) -> tuple[str, dict[str, Any]]:
         return "task_dead", {"error": self.problem.words, "error_type": self.problem.kind, "queue": self.queue}
@@ -102,13 +107,17 @@ class Delivery:
     properties: BasicProperties
     body: bytes
     place: int = 0  # the consumer, by number, whose prefetch it counts for
+    number: int = 0  # 1, 2, ... of all that this worker was given
     suspect: bool = False  # it may have ended the worker that had it before: see counts.py
     task: Task | None = None
+    begun_at: float = 0.0  # when its handler was called
+    progress: tuple[float, float] | None = None  # done, total
     outcome: Outcome | None = None
     waits_since: float = 0.0  # for its copy to be confirmed
     settled_at: float = 0.0
     reported: bool = False
     lost: bool = False  # its connection is gone, and that was said
+    _members: str = ""
 
     @cached_property
     def identity(self) -> bytes:
@@ -146,9 +155,22 @@ class Delivery:
         """What a handler may know of this attempt; its progress becomes an event."""
 
         def progress(done: float, total: float) -> None:
-            event("task_progress", **self.fields(), done=done, total=total)
+            self.progress = done, total
+            event("task_progress", self, done=done, total=total)
 
         return Attempt(self.attempt, self.message_id, self.redelivered, progress, stopping)
+
+    def copied(self, headers: dict[str, Any]) -> Message:
+        """The same message, with more headers. Raises DoesNotFit."""
+        return copied(self.body, self.properties, headers, self.channel.connection.frame_max)
+
+    def waited(self) -> float | None:
+        """Seconds since it was sent, where its sender says when that was, and it has waited for nothing else since."""
+        headers = self.properties.headers or {}
+        sent = headers.get(SENT_AT)
+        if type(sent) is not int or self.attempt > 1 or "x-replays" in headers:
+            return None
+        return max(0.0, round(time.time() - sent / 1000, 3))
 
     def settled(self, outcome: Outcome) -> None:
         """What it needed is done: what is left is its acknowledgement, for which the body is not kept."""
@@ -156,9 +178,17 @@ class Delivery:
         self.identity  # noqa: B018  # made of the body
         self.body = b""
 
+    def members(self) -> str:
+        """The same as `fields`, as more members of a JSON object; long texts are cut. Kept for the next event."""
+        if not self._members or not self.task:
+            cut = {name: value[:MOST_SHOWN] if type(value) is str else value for name, value in self.fields().items()}
+            self._members = f", {json.dumps(cut)[1:-1]}"
+        return self._members
+
     def fields(self) -> dict[str, Any]:
         """What every event of a task carries."""
         return {
+            "delivery": self.number,
             "id": self.task.id if self.task else None,
             "task": self.task.task if self.task else None,
             "difficulty": self.task.difficulty if self.task else None,

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
+import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from threading import Lock
 from typing import Any
+from uuid import uuid4
 
 from config import Settings
+from workqueue.broadcast import HEARTBEAT, rfc3339
+from workqueue.deliveries import Delivery
 from workqueue.errors import BrokerError
-from workqueue.streams import harmless, note, say
+from workqueue.hands import Hands
+from workqueue.publication import Publication
+from workqueue.streams import OutputClosed, harmless, note, say
 
+STARTED = time.monotonic()  # the process, about
+LAST_SECONDS = 0.5  # how long a worker that ends waits until the last events are published
 MOST_CELLS = 30  # of a progress bar
 MOST_STARS = 10
 
@@ -40,7 +50,9 @@ def in_words(error: BaseException) -> str:
 
 
 class WorkerOutput:
-    """The lines of one worker: `event("task_started", id=1, task="…", …)` as the text of the tutorial, or as JSON.
+    """The lines of one worker: `event("task_started", delivery, …)` as the text of the tutorial, or as JSON.
+
+    Events are numbered in the order in which they are printed or published.
 
     Each line begins with the tutorial's words; the task's id, and what else helps to tell it apart, follows. On a
     terminal each worker has a colour of its own, and one that has the terminal to itself draws its bar in one line.
@@ -67,25 +79,64 @@ class WorkerOutput:
         self._redraws = not several_at_once and has_the_terminal_to_itself()
         self._drawn = False  # the last line is a bar
         self._said = ""
+        self._run = uuid4().hex
+        self._seq = 0
+        self._order = Lock()
+        self._published: Publication | None = None
+        self._stopped = False
+        os.register_at_fork(after_in_child=self._be_of_a_child)
 
-    def event(self, event: str, **details: Any) -> None:
-        """Writes one event. `quiet` leaves out those of single tasks. Raises OutputClosed."""
-        if self._quiet and event.startswith("task_"):
+    def publish(self, settings: Settings, hands: Hands, stopping: Callable[[], bool]) -> None:
+        """From now on, events are published too, and with them a heartbeat a second."""
+        self._published = Publication(settings, hands, stopping, STARTED, self._beat)
+        self._published.start(self._worker, self._run, self.note)
+        atexit.register(self._published.broadcast.close, LAST_SECONDS)
+
+    def event(self, event: str, delivery: Delivery | None = None, **details: Any) -> None:
+        """Tells one event, of a task if `delivery` is given. `quiet` prints none of these. Raises OutputClosed."""
+        printed = self._json if event == HEARTBEAT else not (self._quiet and delivery)
+        if not (printed or self._published):
             return
-        if event == "worker_ready":
-            self._said = ""
+        fields = delivery.fields() if printed and delivery else {}
         if event == "task_progress" and self._simulates:
             details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
-        if self._json:
-            time = datetime.now(UTC).isoformat(timespec="microseconds")
-            say(json.dumps({"event": event, "worker": self._worker, "time": time, **details}))
-            return
-        is_bar = event == "task_progress"
-        say((UP_AND_CLEAR if is_bar and self._drawn else "") + self._text(event, details))
-        self._drawn = is_bar and self._redraws
+        with self._order:
+            if self._stopped and event == HEARTBEAT:
+                return
+            self._seq += 1
+            now, up = time.time(), time.monotonic() - STARTED
+            if self._published:
+                details = self._published.add(event, self._seq, now, up, delivery, details)
+            if printed and self._json:
+                head: dict[str, Any] = {"event": event, "worker": self._worker, "time": rfc3339(now)}
+                head |= {"run": self._run, "seq": self._seq, "up": round(up, 6)}
+                say(json.dumps(head | fields | details))
+        if printed and not self._json:
+            is_bar = event == "task_progress"
+            say((UP_AND_CLEAR if is_bar and self._drawn else "") + self._text(event, fields | details))
+            self._drawn = is_bar and self._redraws
+
+    def _beat(self) -> None:
+        with suppress(OutputClosed):  # whoever has something to say notices it, too
+            self.event(HEARTBEAT)
+
+    def _be_of_a_child(self) -> None:
+        """What a handler has forked may print its progress; it has none of the threads that hold a lock, or publish."""
+        self._order = Lock()
+        self._published = None
 
     def ready(self, settings: Settings) -> None:
+        self._said = ""
         self.event("worker_ready", queue=settings.task_queue, prefetch=settings.prefetch_count)
+        if self._published:
+            self._published.connected = True
+            self._published.at_once()
+
+    def stopped(self, completed: int) -> None:
+        if self._published:
+            self._beat()
+        self.event("worker_stopped", completed=completed)
+        self._stopped = True
 
     def note(self, line: str) -> None:
         """For people who look after the worker, on standard error."""
@@ -94,6 +145,8 @@ class WorkerOutput:
 
     def note_failure(self, failure: BrokerError, then: str) -> None:
         """In one line that fits a terminal; where nobody answers is said once."""
+        if self._published:
+            self._published.connected = False
         if failure.where != self._said:
             self._said = failure.where
             if failure.where:

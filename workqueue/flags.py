@@ -72,6 +72,7 @@ def of_worker(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--handlers", metavar="MODULE", action="append", default=[], help="your own work, by module; may be repeated"
     )
+    parser.add_argument("--events", action="store_true", help="publish what happens, for those who watch")
     parser.add_argument("--burst", action="store_true", help="stop when the queue is empty")
     parser.add_argument("--quiet", action="store_true", help="print no line per task")
     arguments = parser.parse_args(argv)

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -49,6 +50,7 @@ class Hands:
         self._held: SimpleQueue[Delivery] = SimpleQueue()
         self._in_hand: dict[Delivery, None] = {}
         self._not_begun: dict[Delivery, None] = {}
+        self._numbers = count(1)
         self._acknowledged: deque[Delivery] = deque(maxlen=REMEMBERED)
         self._expected: dict[bytes, list[Delivery]] = {}
         self._place = 0  # the number of the consumer of now
@@ -66,6 +68,7 @@ class Hands:
         with self._guard:
             if self._has_come_again(delivery):
                 return
+            delivery.number = next(self._numbers)
             in_a_row = self._redelivered_in_a_row = self._redelivered_in_a_row + 1 if delivery.redelivered else 0
             delivery.suspect = 0 < in_a_row <= max(SUSPECTS, self._prefetch_count)
             self._in_hand[delivery] = self._not_begun[delivery] = None
@@ -253,6 +256,16 @@ class Hands:
     @property
     def in_hand(self) -> int:
         return len(self._in_hand)
+
+    @property
+    def held(self) -> int:
+        """Those that are not begun."""
+        return len(self._not_begun)
+
+    def at_work(self) -> list[Delivery]:
+        """Those whose handlers run, oldest first."""
+        begun = [d for d in list(self._in_hand) if d.begun_at and not d.outcome]
+        return sorted(begun, key=lambda delivery: delivery.begun_at)
 
     @property
     def busy(self) -> bool:

@@ -3,6 +3,8 @@
                         fails: wait n seconds            given up
     task_queue ──► worker ──► task_queue.retry.<n>s ──► (task_queue)      task_queue.dead
 
+What workers tell of their work goes to the exchange task_queue.events, to which whoever watches binds a queue.
+
 Every queue is durable, and says its type: a virtual host may have another default.
 """
 
@@ -65,6 +67,15 @@ def declare_queues(channel: Channel, settings: Settings) -> None:
     channel.queue_declare(settings.dead_queue, durable=True, arguments=dead_arguments(settings))
     for delay in settings.retry_delays:
         channel.queue_declare(settings.retry_queue(delay), durable=True, arguments=retry_arguments(settings, delay))
+
+
+def events_exchange(settings: Settings) -> str:
+    return f"{settings.task_queue}.events"
+
+
+def declare_events_exchange(channel: Channel, settings: Settings, passive: bool = False) -> None:
+    """Makes sure that there is an exchange for events; if `passive`, that an operator has made one."""
+    channel.exchange_declare(events_exchange(settings), "topic", passive=passive, durable=True)
 
 
 def ready_tasks(channel: Channel, settings: Settings) -> int:

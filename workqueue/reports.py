@@ -30,7 +30,7 @@ class Reports:
         if event == "task_completed":
             with self._guard:
                 self.completed += 1
-        self._output.event(event, **delivery.fields(), **details)
+        self._output.event(event, delivery, **details)
 
     def later(self, delivery: Delivery) -> None:
         self._waiting.put(delivery)

@@ -1,0 +1,303 @@
+"""Publishes a worker's events for whoever watches, over a connection and by a thread of its own.
+
+    event ──► buffer ──► every 100 ms, one message a name ──► exchange task_queue.events ──► queues of those who watch
+                 │
+                 └─ is full, since the broker is slow: the oldest is dropped, and counted
+
+Only this thread waits for the broker, and nothing of this is raised anywhere else: a worker's tasks do not notice.
+
+Nobody watches most of the time. So the heartbeat is published as `mandatory`: while the broker returns it, no queue is
+bound, and the events of tasks are left out. Those that happen between a heartbeat and the broker's answer are kept
+until it is known, so that who begins to watch misses none after the first heartbeat.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pika import BasicProperties, DeliveryMode
+from pika.exceptions import ChannelClosedByBroker
+
+from config import Settings
+from workqueue.connection import Channel, Connection
+from workqueue.dialing import backoff, dial
+from workqueue.errors import FAILURES, BrokerError, Stopped, explain
+from workqueue.queues import declare_events_exchange, events_exchange
+from workqueue.streams import MOST_SHOWN
+
+HEARTBEAT = "worker_heartbeat"
+PROGRESS = "task_progress"
+GATHER_SECONDS = 0.1  # many events in a message cost a fifth of what they cost one by one
+MOST_KEPT = 10_000  # events in the buffer
+MESSAGE_BYTES = 256 * 1024  # at most, but for a longer event
+REFUSED, ANOTHER_KIND = 403, 406
+PROPERTIES = BasicProperties(content_type="application/x-ndjson", delivery_mode=DeliveryMode.Transient)
+# of messages that are published together: a task begins before it ends
+ORDER = ("worker_ready", "task_started", PROGRESS, "task_lost_connection")
+
+
+class Item(NamedTuple):
+    """An event."""
+
+    event: str
+    seq: int
+    time: float  # since the epoch
+    up: float
+    members: str  # those of its task, in JSON
+    details: dict[str, Any]
+
+
+class Broadcast:
+    """For one run of a worker. `note` gets lines for people; `on_connect` is called when a heartbeat is wanted."""
+
+    def __init__(
+        self, settings: Settings, worker: str, run: str, note: Callable[[str], None], on_connect: Callable[[], None]
+    ) -> None:
+        self.dropped = 0  # events that had no room in the buffer, or were in it when the connection was lost
+        self._settings = settings
+        self._name = f"{worker} events"
+        self._exchange = events_exchange(settings)
+        self._worker, self._run_id = json.dumps(worker), json.dumps(run)
+        self._note = note
+        self._on_connect = on_connect
+        self._guard = threading.Lock()
+        self._buffer: deque[Item] = deque()
+        self._progress: dict[str, Item] = {}  # the last one of each task
+        self._connected = False
+        self._watched = False
+        self._asking = False  # a heartbeat is in the buffer, or was not answered yet
+        self._returned = False  # the last heartbeat
+        self._delays = backoff()
+        self._close_by = math.inf  # in seconds of time.monotonic()
+        self._wake = threading.Event()
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="events", daemon=True).start()
+
+    # For any thread
+
+    @property
+    def wanted(self) -> bool:
+        """Whether events of tasks are. Of the worker's own, all are."""
+        return self._watched or self._asking
+
+    def add(self, item: Item) -> None:
+        """In the order of their numbers. Does not wait."""
+        if self._ended.is_set() or (item.event == HEARTBEAT and not self._connected):
+            return
+        with self._guard:
+            if item.event == PROGRESS:
+                self._put_progress(item)
+            else:
+                self._buffer.append(item)
+            if len(self._buffer) + len(self._progress) > MOST_KEPT:
+                self._drop_oldest()
+            if item.event == HEARTBEAT:
+                self._asking = True
+        if not item.members:
+            self._wake.set()
+
+    def close(self, seconds: float) -> None:
+        """Publishes what is left, if that is done in so many seconds."""
+        self._close_by = time.monotonic() + seconds
+        self._wake.set()
+        self._ended.wait(seconds)
+
+    def _put_progress(self, item: Item) -> None:
+        """A handler may tell of its progress thousands of times a second: who watches gets the last one of a while."""
+        before = self._progress.pop(item.members, None)
+        if before:
+            skipped = before.details.get("skipped", 0) + 1
+            item = item._replace(details={**item.details, "skipped": skipped})
+        self._progress[item.members] = item
+
+    def _drop_oldest(self) -> None:
+        if self._buffer:
+            self._buffer.popleft()
+        else:
+            del self._progress[next(iter(self._progress))]
+        self.dropped += 1
+
+    # On the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                try:
+                    with dial(self._settings, self._name, self._out_of_time) as connection:
+                        self._use(connection)
+                except (*FAILURES, BrokerError) as error:
+                    if isinstance(error, ChannelClosedByBroker) and error.reply_code in (REFUSED, ANOTHER_KIND):
+                        self._note(f"no events are published: {explain(error, self._settings)}")
+                        break
+                self._lose()
+                self._pause(next(self._delays))
+        except Stopped:
+            pass  # out of time
+        except BaseException as error:  # whatever it was, the tasks are worth more
+            self._note(f"no events are published any more: {error!r}")
+        self._ended.set()
+        self._lose()
+
+    @property
+    def _closing(self) -> bool:
+        return self._close_by < math.inf
+
+    def _out_of_time(self) -> bool:
+        return time.monotonic() > self._close_by
+
+    def _pause(self, seconds: float | None) -> None:
+        self._wake.wait(seconds)
+        self._wake.clear()
+
+    def _use(self, connection: Connection) -> None:
+        """Publishes until the worker ends. Raises what ends the channel."""
+        channel = self._open(connection)
+        self._delays = backoff()
+        self._connected = True
+        self._on_connect()
+        while True:
+            closing = self._closing
+            self._publish_all(channel, self._take())
+            if closing:
+                return
+            self._pause(GATHER_SECONDS if self._watched else None)
+            if channel.reason:
+                raise channel.reason
+
+    def _open(self, connection: Connection) -> Channel:
+        channel = connection.channel()
+        try:
+            declare_events_exchange(channel, self._settings)
+        except ChannelClosedByBroker as error:
+            if error.reply_code != REFUSED:
+                raise
+            channel = connection.channel()
+            try:  # one that an operator has made will do
+                declare_events_exchange(channel, self._settings, passive=True)
+            except ChannelClosedByBroker:
+                raise error from None
+        channel.on_end = self._wake.set
+        channel.on_return = self._on_return
+        return channel
+
+    def _on_return(self) -> None:
+        self._returned = True
+
+    def _take(self) -> list[Item]:
+        with self._guard:
+            items = list(self._buffer)
+            if self._progress:
+                items = sorted([*items, *self._progress.values()], key=lambda item: item.seq)
+            self._buffer.clear()
+            self._progress.clear()
+        return items
+
+    def _lose(self) -> None:
+        """The connection: when there is one again, the next heartbeat tells all that matters."""
+        with self._guard:
+            self._connected = self._asking = False
+            self._leave_out_tasks()
+
+    # What is published is what came before a heartbeat, the heartbeat, and so on. Who watches takes a heartbeat for
+    # all that came before it.
+
+    def _publish_all(self, channel: Channel, items: list[Item]) -> None:
+        group: list[Item] = []
+        for item in items:
+            if item.event == HEARTBEAT:
+                self._publish_group(channel, group)
+                group = []
+                self._ask(channel, item)
+            else:
+                group.append(item)
+        self._publish_group(channel, group)
+        if items:
+            self._await_answer(channel)  # so that no more than this is ever on its way to a broker that is slow
+
+    def _ask(self, channel: Channel, heartbeat: Item) -> None:
+        """Publishes it, and learns whether anybody watches."""
+        self._returned = False
+        self._publish(channel, HEARTBEAT, [self._line(heartbeat)])
+        self._await_answer(channel)
+        self._heed_answer(watched=not self._returned)
+
+    def _await_answer(self, channel: Channel) -> None:
+        """What was published before is then with the broker, and what it returns has come back."""
+        channel.basic_qos(0)
+
+    def _heed_answer(self, watched: bool) -> None:
+        with self._guard:
+            self._asking = any(item.event == HEARTBEAT for item in self._buffer)  # then it is asked again
+            if watched or self._asking:
+                self._watched = watched
+            else:
+                self._leave_out_tasks()
+
+    def _leave_out_tasks(self) -> None:
+        kept = [item for item in self._buffer if not item.members and item.event != HEARTBEAT]
+        self.dropped += len(self._buffer) + len(self._progress) - len(kept) if self._watched else 0
+        self._buffer = deque(kept)
+        self._progress.clear()
+        self._watched = False
+
+    def _publish_group(self, channel: Channel, items: list[Item]) -> None:
+        lines: dict[str, list[str]] = {event: [] for event in ORDER}
+        for item in items:
+            if self._watched or not item.members:
+                try:
+                    line = self._line(item)
+                except (TypeError, ValueError):  # a handler's progress may be anything
+                    self.dropped += 1
+                else:
+                    lines.setdefault(item.event, []).append(line)
+        for event, of_the_event in lines.items():
+            self._publish(channel, event, of_the_event)
+
+    def _publish(self, channel: Channel, event: str, lines: Iterable[str]) -> None:
+        message: list[str] = []
+        size = 0
+        for line in lines:
+            if size + len(line) > MESSAGE_BYTES and message:
+                self._send(channel, event, message)
+                message, size = [], 0
+            message.append(line)
+            size += len(line) + 1
+        if message:
+            self._send(channel, event, message)
+
+    def _send(self, channel: Channel, event: str, lines: list[str]) -> None:
+        body = "\n".join(lines).encode()
+        channel.basic_publish(self._exchange, event, body, PROPERTIES, mandatory=event == HEARTBEAT)
+
+    def _line(self, item: Item) -> str:
+        """As json.dumps makes it, in a third of its time. Raises TypeError or ValueError for what is not JSON."""
+        own = "".join([f', "{name}": {_value(value)}' for name, value in item.details.items()])
+        return (
+            f'{{"event": "{item.event}", "worker": {self._worker}, "time": "{rfc3339(item.time)}", '
+            f'"run": {self._run_id}, "seq": {item.seq}, "up": {item.up:.6f}{item.members}{own}}}'
+        )
+
+
+def rfc3339(seconds: float) -> str:
+    """A moment, since the epoch, in UTC with microseconds."""
+    whole, rest = divmod(int(seconds * 1_000_000), 1_000_000)
+    return f"{_of_second(whole)}.{rest:06d}+00:00"
+
+
+@lru_cache(maxsize=8)
+def _of_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _value(value: Any) -> str:
+    if type(value) is float and math.isfinite(value):
+        return repr(value)
+    return json.dumps(value[:MOST_SHOWN] if type(value) is str else value, allow_nan=False)
