@@ -71,7 +71,7 @@ class Running:
         self.runs.append(task.id)
         self.handle(task)
 
-    def event(self, event: str, **details: Any) -> None:
+    def event(self, event: str, delivery: object = None, **details: Any) -> None:
         self.events.append(event)
 
     def count(self, event: str) -> int:

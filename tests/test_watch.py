@@ -246,6 +246,19 @@ def test_no_broker_is_said_on_the_page_and_tried_again(bench: Bench) -> None:
     assert view.program.process.poll() is None
 
 
+def test_without_permission_for_events_the_queues_are_counted(breakable: Bench) -> None:
+    ctl = breakable.broker.ctl
+    ctl("add_user", "looker", "secret")
+    try:
+        ctl("set_permissions", "looker", "^$", "^$", ".*")
+        breakable.publish_as_sender(b"x")
+        view = View(breakable, RABBITMQ_URL=re.sub("//.*?@", "//looker:secret@", breakable.url))
+        state = view.says("no events: ")
+        assert "Nobody consumes: 1 task waits" in state["verdict"]["text"]
+    finally:
+        ctl("delete_user", "looker")
+
+
 def test_what_cannot_be_read_is_counted_and_nothing_else(bench: Bench) -> None:
     with crew(bench, 1) as made:
         view = View(bench)

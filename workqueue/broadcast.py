@@ -13,15 +13,11 @@ until it is known, so that who begins to watch misses none after the first heart
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, NamedTuple
 
 from pika import BasicProperties, DeliveryMode
 from pika.exceptions import ChannelClosedByBroker
@@ -31,7 +27,6 @@ from workqueue.connection import Channel, Connection
 from workqueue.dialing import backoff, dial
 from workqueue.errors import FAILURES, BrokerError, Stopped, explain
 from workqueue.queues import declare_events_exchange, events_exchange
-from workqueue.streams import MOST_SHOWN
 
 HEARTBEAT = "worker_heartbeat"
 PROGRESS = "task_progress"
@@ -44,37 +39,30 @@ PROPERTIES = BasicProperties(content_type="application/x-ndjson", delivery_mode=
 ORDER = ("worker_ready", "task_started", PROGRESS, "task_lost_connection")
 
 
-class Item(NamedTuple):
-    """An event."""
-
-    event: str
-    seq: int
-    time: float  # since the epoch
-    up: float
-    members: str  # those of its task, in JSON
-    details: dict[str, Any]
+Item = tuple[int, str, str]
+"""An event: its number, its name, and all of it as JSON."""
 
 
 class Broadcast:
     """For one run of a worker. `note` gets lines for people; `on_connect` is called when a heartbeat is wanted."""
 
     def __init__(
-        self, settings: Settings, worker: str, run: str, note: Callable[[str], None], on_connect: Callable[[], None]
+        self, settings: Settings, worker: str, note: Callable[[str], None], on_connect: Callable[[], None]
     ) -> None:
         self.dropped = 0  # events that had no room in the buffer, or were in it when the connection was lost
         self._settings = settings
         self._name = f"{worker} events"
         self._exchange = events_exchange(settings)
-        self._worker, self._run_id = json.dumps(worker), json.dumps(run)
         self._note = note
         self._on_connect = on_connect
         self._guard = threading.Lock()
         self._buffer: deque[Item] = deque()
-        self._progress: dict[str, Item] = {}  # the last one of each task
+        self._progress: dict[int, tuple[Item, int]] = {}  # the last one of each task, and how many it stands for
         self._connected = False
         self._watched = False
         self._asking = False  # a heartbeat is in the buffer, or was not answered yet
         self._returned = False  # the last heartbeat
+        self._over = False
         self._delays = backoff()
         self._close_by = math.inf  # in seconds of time.monotonic()
         self._wake = threading.Event()
@@ -88,35 +76,28 @@ class Broadcast:
         """Whether events of tasks are. Of the worker's own, all are."""
         return self._watched or self._asking
 
-    def add(self, item: Item) -> None:
-        """In the order of their numbers. Does not wait."""
-        if self._ended.is_set() or (item.event == HEARTBEAT and not self._connected):
+    def add(self, item: Item, delivery: int) -> None:
+        """In the order of their numbers; `delivery` is 0 for the worker's own. Does not wait."""
+        _, event, _ = item
+        if self._over or (event == HEARTBEAT and not self._connected):
             return
         with self._guard:
-            if item.event == PROGRESS:
-                self._put_progress(item)
+            if event == PROGRESS:  # it may come thousands of times a second: the last one of a while will do
+                _, count = self._progress.pop(delivery, (None, 0))
+                self._progress[delivery] = item, count + 1
             else:
                 self._buffer.append(item)
             if len(self._buffer) + len(self._progress) > MOST_KEPT:
                 self._drop_oldest()
-            if item.event == HEARTBEAT:
-                self._asking = True
-        if not item.members:
-            self._wake.set()
+            if not delivery:
+                self._asking |= event == HEARTBEAT
+                self._wake.set()
 
     def close(self, seconds: float) -> None:
         """Publishes what is left, if that is done in so many seconds."""
         self._close_by = time.monotonic() + seconds
         self._wake.set()
         self._ended.wait(seconds)
-
-    def _put_progress(self, item: Item) -> None:
-        """A handler may tell of its progress thousands of times a second: who watches gets the last one of a while."""
-        before = self._progress.pop(item.members, None)
-        if before:
-            skipped = before.details.get("skipped", 0) + 1
-            item = item._replace(details={**item.details, "skipped": skipped})
-        self._progress[item.members] = item
 
     def _drop_oldest(self) -> None:
         if self._buffer:
@@ -143,8 +124,9 @@ class Broadcast:
             pass  # out of time
         except BaseException as error:  # whatever it was, the tasks are worth more
             self._note(f"no events are published any more: {error!r}")
-        self._ended.set()
+        self._over = True
         self._lose()
+        self._ended.set()
 
     @property
     def _closing(self) -> bool:
@@ -195,7 +177,7 @@ class Broadcast:
         with self._guard:
             items = list(self._buffer)
             if self._progress:
-                items = sorted([*items, *self._progress.values()], key=lambda item: item.seq)
+                items = sorted([*items, *(_of_several(*found) for found in self._progress.values())])
             self._buffer.clear()
             self._progress.clear()
         return items
@@ -212,7 +194,7 @@ class Broadcast:
     def _publish_all(self, channel: Channel, items: list[Item]) -> None:
         group: list[Item] = []
         for item in items:
-            if item.event == HEARTBEAT:
+            if item[1] == HEARTBEAT:
                 self._publish_group(channel, group)
                 group = []
                 self._ask(channel, item)
@@ -225,7 +207,7 @@ class Broadcast:
     def _ask(self, channel: Channel, heartbeat: Item) -> None:
         """Publishes it, and learns whether anybody watches."""
         self._returned = False
-        self._publish(channel, HEARTBEAT, [self._line(heartbeat)])
+        self._publish(channel, HEARTBEAT, [heartbeat[2]])
         self._await_answer(channel)
         self._heed_answer(watched=not self._returned)
 
@@ -235,14 +217,14 @@ class Broadcast:
 
     def _heed_answer(self, watched: bool) -> None:
         with self._guard:
-            self._asking = any(item.event == HEARTBEAT for item in self._buffer)  # then it is asked again
+            self._asking = any(event == HEARTBEAT for _, event, _ in self._buffer)  # then it is asked again
             if watched or self._asking:
                 self._watched = watched
             else:
                 self._leave_out_tasks()
 
     def _leave_out_tasks(self) -> None:
-        kept = [item for item in self._buffer if not item.members and item.event != HEARTBEAT]
+        kept = [item for item in self._buffer if not _of_a_task(item) and item[1] != HEARTBEAT]
         self.dropped += len(self._buffer) + len(self._progress) - len(kept) if self._watched else 0
         self._buffer = deque(kept)
         self._progress.clear()
@@ -251,13 +233,8 @@ class Broadcast:
     def _publish_group(self, channel: Channel, items: list[Item]) -> None:
         lines: dict[str, list[str]] = {event: [] for event in ORDER}
         for item in items:
-            if self._watched or not item.members:
-                try:
-                    line = self._line(item)
-                except (TypeError, ValueError):  # a handler's progress may be anything
-                    self.dropped += 1
-                else:
-                    lines.setdefault(item.event, []).append(line)
+            if self._watched or not _of_a_task(item):
+                lines.setdefault(item[1], []).append(item[2])
         for event, of_the_event in lines.items():
             self._publish(channel, event, of_the_event)
 
@@ -277,27 +254,12 @@ class Broadcast:
         body = "\n".join(lines).encode()
         channel.basic_publish(self._exchange, event, body, PROPERTIES, mandatory=event == HEARTBEAT)
 
-    def _line(self, item: Item) -> str:
-        """As json.dumps makes it, in a third of its time. Raises TypeError or ValueError for what is not JSON."""
-        own = "".join([f', "{name}": {_value(value)}' for name, value in item.details.items()])
-        return (
-            f'{{"event": "{item.event}", "worker": {self._worker}, "time": "{rfc3339(item.time)}", '
-            f'"run": {self._run_id}, "seq": {item.seq}, "up": {item.up:.6f}{item.members}{own}}}'
-        )
+
+def _of_a_task(item: Item) -> bool:
+    return item[1].startswith("task_")
 
 
-def rfc3339(seconds: float) -> str:
-    """A moment, since the epoch, in UTC with microseconds."""
-    whole, rest = divmod(int(seconds * 1_000_000), 1_000_000)
-    return f"{_of_second(whole)}.{rest:06d}+00:00"
-
-
-@lru_cache(maxsize=8)
-def _of_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _value(value: Any) -> str:
-    if type(value) is float and math.isfinite(value):
-        return repr(value)
-    return json.dumps(value[:MOST_SHOWN] if type(value) is str else value, allow_nan=False)
+def _of_several(item: Item, count: int) -> Item:
+    """Says how many before it were left out, so that nobody misses them."""
+    seq, event, line = item
+    return item if count == 1 else (seq, event, f'{line[:-1]}, "skipped": {count - 1}}}')

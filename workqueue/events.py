@@ -15,11 +15,11 @@ from typing import Any
 from uuid import uuid4
 
 from config import Settings
-from workqueue.broadcast import HEARTBEAT, rfc3339
+from workqueue.broadcast import HEARTBEAT
 from workqueue.deliveries import Delivery
 from workqueue.errors import BrokerError
 from workqueue.hands import Hands
-from workqueue.publication import Publication
+from workqueue.publication import Publication, utc
 from workqueue.streams import OutputClosed, harmless, note, say
 
 STARTED = time.monotonic()  # the process, about
@@ -97,24 +97,28 @@ class WorkerOutput:
         printed = self._json if event == HEARTBEAT else not (self._quiet and delivery)
         if not (printed or self._published):
             return
-        fields = delivery.fields() if printed and delivery else {}
         if event == "task_progress" and self._simulates:
             details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
         with self._order:
             if self._stopped and event == HEARTBEAT:
                 return
             self._seq += 1
-            now, up = time.time(), time.monotonic() - STARTED
+            now, up = time.time_ns() // 1000, time.monotonic() - STARTED
             if self._published:
                 details = self._published.add(event, self._seq, now, up, delivery, details)
             if printed and self._json:
-                head: dict[str, Any] = {"event": event, "worker": self._worker, "time": rfc3339(now)}
-                head |= {"run": self._run, "seq": self._seq, "up": round(up, 6)}
-                say(json.dumps(head | fields | details))
+                self._say_json(event, now, up, delivery, details)
         if printed and not self._json:
             is_bar = event == "task_progress"
-            say((UP_AND_CLEAR if is_bar and self._drawn else "") + self._text(event, fields | details))
+            text = self._text(event, (delivery.fields() if delivery else {}) | details)
+            say((UP_AND_CLEAR if is_bar and self._drawn else "") + text)
             self._drawn = is_bar and self._redraws
+
+    def _say_json(self, event: str, now: int, up: float, delivery: Delivery | None, details: dict[str, Any]) -> None:
+        moment = f"{utc(now // 1_000_000)}.{now % 1_000_000:06d}+00:00"
+        envelope: dict[str, Any] = {"event": event, "worker": self._worker, "time": moment, "run": self._run}
+        envelope |= {"seq": self._seq, "up": round(up, 6)}
+        say(json.dumps(envelope | (delivery.fields() if delivery else {}) | details))
 
     def _beat(self) -> None:
         with suppress(OutputClosed):  # whoever has something to say notices it, too
