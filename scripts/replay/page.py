@@ -123,7 +123,7 @@ def guess(scene: Scene) -> str:
     return (
         f'<div class="guess" role="group" aria-labelledby="{scene.key}-guess">\n'
         f'<p class="asked" id="{scene.key}-guess">{escape(scene.guess)} <span class="dim">Guess, then watch.</span></p>\n'
-        f'<div class="answers needs-script">{buttons}</div>\n<p class="verdict" role="status"></p>\n</div>\n'
+        f'<div class="answers needs-script">{buttons}</div>\n</div>\n'
     )
 
 
@@ -158,7 +158,7 @@ def controls(scene: Scene) -> str:
     return (
         '<div class="needs-script">\n<div class="track"><input type="range" class="scrub" min="0" '
         f'max="{scene.seconds:.2f}" step="0.01" value="0" aria-label="Time"></div>\n'
-        '<p class="caption" aria-live="polite"></p>\n<div class="controls">\n'
+        '<p class="caption" aria-live="polite"></p>\n<p class="verdict" role="status"></p>\n<div class="controls">\n'
         '<button type="button" class="play"><span class="sign" aria-hidden="true"></span><span class="word">Play</span></button>'
         '<button type="button" class="back" aria-label="Back to the event before">‹<span class="wide"> Back</span></button>'
         '<button type="button" class="step" aria-label="Step to the next event"><span class="wide">Step </span>›</button>\n'

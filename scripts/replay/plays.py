@@ -35,7 +35,7 @@ def joining(settings: Settings, path: Path) -> None:
     with Stage(settings, path, COMMAND) as stage:
         stage.ready("Worker-1")
         stage.send(generate(JOINING, "1", 3))
-        stage.wait("task_completed", 2)
+        stage.wait("task_completed")
         stage.start(*(f"Worker-{number}" for number in range(2, JOINED + 2)))
         stage.wait("task_completed", JOINING)
 

@@ -16,7 +16,6 @@ from typing import Any
 from replay.stage import KILLED
 
 Event = dict[str, Any]
-SECONDS = 0.01  # in which one task is handed over for the next; a shorter wait is no idleness
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from replay.scenes import SECONDS, Recording, Run
+from replay.scenes import Recording, Run
 
+SENT = 0.01  # seconds from the first start, in which all is still in the queue
+BEGUN = 0.1  # in which whoever is there has begun
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -83,8 +85,8 @@ def dispatch(recording: Recording) -> Scene:
         f"{capital(word(len(fair.workers)))} workers share {word(len(fair.tasks))} tasks. In the first run the broker "
         "deals them out in turn, as they come. In the second nobody holds more than one: whoever is done gets the next.",
         (
-            ("Round-robin", "prefetch 0: dealt out in turn, at once"),
-            ("Fair dispatch", "prefetch 1: the next goes to whoever is free"),
+            ("Round-robin", "prefetch 0: dealt out in turn"),
+            ("Fair dispatch", "prefetch 1: to whoever is free"),
         ),
         "Which run is done first, and by how much?",
         (
@@ -104,15 +106,16 @@ def dispatch(recording: Recording) -> Scene:
 def dispatch_moments(dealt: Run, fair: Run, lazy: int) -> list[Moment]:
     busy, name = 1 - lazy, dealt.workers[lazy].name
     since = dealt.busy_until(lazy)
-    first = next(piece for piece in fair.pieces if piece.start > SECONDS)
+    first = next(piece for piece in fair.pieces if piece.start > BEGUN)
     mine = dealt.lane(lazy)
-    held = [piece.task for piece in dealt.lane(busy) if piece.end > since + SECONDS]
+    held = [piece.task for piece in dealt.lane(busy) if piece.end > since + BEGUN]
     other = dealt.workers[busy].name
-    left = fair.queued(0.0)
+    left = fair.queued(BEGUN)
     last_taken = max(piece.start for piece in fair.pieces)
     return [
+        Moment(0.0, f"{capital(word(len(fair.tasks)))} tasks are in the queue, and both workers are ready."),
         Moment(
-            0.0,
+            SENT,
             f"Round-robin: all {word(len(dealt.tasks))} tasks are handed out at once, {word(len(mine))} to each. "
             f"Fair dispatch: one to each, and {word(len(left))} wait in the queue.",
         ),
@@ -202,16 +205,17 @@ def takeover_moments(run: Run) -> list[Moment]:
     name, heir, back = run.workers[lost.worker].name, run.workers[again.worker].name, run.back(lost)
     behind = [task for task in run.queued(back) if task != lost.task]
     return [
+        Moment(0.0, f"{capital(word(len(run.tasks)))} tasks are in the queue, and three workers are ready."),
         Moment(
-            0.0,
-            f"Each worker has a task, {word(len(run.queued(0.0)))} wait. RabbitMQ keeps those in work, too, until they "
+            SENT,
+            f"Each worker has a task, {word(len(run.queued(BEGUN)))} wait. RabbitMQ keeps those in work, too, until they "
             "are acknowledged.",
         ),
         Moment(lost.end, f"{name} is killed in the middle of {tasks([lost.task])}."),
         Moment(
             back,
-            f"RabbitMQ has noticed, {1000 * (back - lost.end):.0f} ms later: task {lost.task} is back in the queue, "
-            f"before {tasks(behind)}.",
+            f"{name} is killed. After {1000 * (back - lost.end):.0f} ms RabbitMQ has noticed: task {lost.task} is back in "
+            f"the queue, before {tasks(behind)}.",
         ),
         Moment(again.start, f"{heir} is free, and gets task {lost.task}, marked as delivered before."),
         Moment(again.end, f"Task {lost.task} is done, {told(lost.end - lost.start)} of its work twice."),
@@ -257,7 +261,7 @@ def joining(recording: Recording) -> Scene:
         f"{capital(word(len(others)))} workers join a full queue",
         f"{first} is alone with {len(run.tasks)} tasks, which is {run.work:g} s of work. Then "
         f"{word(len(others))} more are started. Nobody tells {first}, the sender or the queue.",
-        (("Scaling out", "prefetch 1, and ten more workers after a while"),),
+        (("Scaling out", "prefetch 1: to whoever is free"),),
         "When does each new worker have its first task?",
         ("As soon as it is there", f"When {first} is done with its own", "When new tasks are sent"),
         0,
@@ -280,7 +284,8 @@ def joining_moments(run: Run) -> list[Moment]:
     last_start = max(piece.start for piece in run.pieces)
     done = sum(piece.end <= first.since for piece in run.pieces)
     return [
-        Moment(0.0, f"{run.workers[0].name} works on task 1, and {len(run.queued(0.0))} tasks wait."),
+        Moment(0.0, f"{len(run.tasks)} tasks are in the queue, and one worker is ready."),
+        Moment(SENT, f"{run.workers[0].name} works on task 1, and {len(run.queued(BEGUN))} tasks wait."),
         Moment(
             first.since,
             f"{first.name} is there, and has its first task at once. {capital(word(done))} are done so far.",

@@ -14,7 +14,6 @@ function make(kind, name, parent, text) {
 }
 const colour = (task) => `c${(task - 1) % COLOURS}`;
 const seconds = (t) => `${t.toFixed(1)} s`;
-const between = (t, from, to) => t >= from && t < to;
 
 // One batch, with its rail and a lane for each worker.
 class Run {
@@ -78,8 +77,8 @@ class Run {
     const found = new Map(this.slots);
     for (const piece of this.pieces) {
       const { returned } = this.workers[piece.worker];
-      if (t < piece.taken || (!piece.done && returned !== null && t >= returned)) continue;
-      found.set(piece.task, t < piece.start ? piece.chip : piece.bar);
+      if (t <= piece.taken || (!piece.done && returned !== null && t >= returned)) continue;
+      found.set(piece.task, t <= piece.start ? piece.chip : piece.bar);
     }
     return found;
   }
@@ -96,8 +95,8 @@ class Run {
   }
 
   showPiece(piece, t) {
-    piece.chip.hidden = !between(t, piece.taken, piece.start);
-    piece.bar.hidden = t < piece.start;
+    piece.chip.hidden = t <= piece.taken || t > piece.start;
+    piece.bar.hidden = t <= piece.start;
     this.place(piece.bar, piece.start, Math.min(t, piece.end));
     piece.bar.classList.toggle("lost", !piece.done && t >= piece.end);
   }
