@@ -217,6 +217,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         help="a run for each; 0 is unlimited (default: 0 1; with --table 1 10 0)",
     )
+    add_batch_and_workers(parser)
+    parser.add_argument("--table", action="store_true", help="in place of timelines: which prefetch for which tasks")
+    parser.add_argument(
+        "--no-ops",
+        metavar="N",
+        type=whole(1, MOST_TASKS),
+        default=5000,
+        help="with --table: tasks that do nothing, beside the others (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="FILE", type=writable, help="also write all events there")
+    parser.add_argument("--svg", metavar="FILE", type=writable, help="also draw a picture there")
+    arguments = parser.parse_args(argv)
+    arguments.given = sys.argv[1:] if argv is None else argv
+    return completed(arguments, parser)
+
+
+def add_batch_and_workers(parser: argparse.ArgumentParser) -> None:
     batch = parser.add_mutually_exclusive_group()
     batch.add_argument("--tasks", metavar="LIST", type=numbers, help=f"their difficulties (default: {BATCH})")
     batch.add_argument("--count", metavar="N", type=whole(1, MOST_TASKS), help="so many generated tasks in their place")
@@ -231,19 +248,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=numbers,
         help="of all workers, or a list, one for each (default: SECONDS_PER_DIFFICULTY)",
     )
-    parser.add_argument("--table", action="store_true", help="in place of timelines: which prefetch for which tasks")
-    parser.add_argument(
-        "--no-ops",
-        metavar="N",
-        type=whole(1, MOST_TASKS),
-        default=5000,
-        help="with --table: tasks that do nothing, beside the others (default: %(default)s)",
-    )
-    parser.add_argument("--json", metavar="FILE", type=writable, help="also write all events there")
-    parser.add_argument("--svg", metavar="FILE", type=writable, help="also draw a picture there")
-    arguments = parser.parse_args(argv)
-    arguments.given = sys.argv[1:] if argv is None else argv
-    return completed(arguments, parser)
 
 
 def completed(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -21,8 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # also where this is not the program that runs
 
 import _environment  # noqa: F401  # first: where our packages and modules are
+from view.facts import Source
 from view.live import Live
-from view.model import Model, Source
+from view.model import Model
 from view.recording import Recorder, Replay, Unusable
 
 import config

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 from view.events import read
+from view.facts import Queues, Source
 from view.metrics import metrics
-from view.model import Model, Queues, Source, State
+from view.model import Model, State
 from view.recording import paced
 from view.terminal import page, plain
 

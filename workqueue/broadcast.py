@@ -114,6 +114,7 @@ class Broadcast:
                 try:
                     with dial(self._settings, self._name, self._out_of_time) as connection:
                         self._use(connection)
+                        break
                 except (*FAILURES, BrokerError) as error:
                     if isinstance(error, ChannelClosedByBroker) and error.reply_code in (REFUSED, ANOTHER_KIND):
                         self._note(f"no events are published: {explain(error, self._settings)}")
@@ -186,6 +187,8 @@ class Broadcast:
         """The connection: when there is one again, the next heartbeat tells all that matters."""
         with self._guard:
             self._connected = self._asking = False
+            if self._watched:
+                self.dropped += sum(map(_of_a_task, self._buffer)) + len(self._progress)
             self._leave_out_tasks()
 
     # What is published is what came before a heartbeat, the heartbeat, and so on. Who watches takes a heartbeat for
@@ -225,7 +228,6 @@ class Broadcast:
 
     def _leave_out_tasks(self) -> None:
         kept = [item for item in self._buffer if not _of_a_task(item) and item[1] != HEARTBEAT]
-        self.dropped += len(self._buffer) + len(self._progress) - len(kept) if self._watched else 0
         self._buffer = deque(kept)
         self._progress.clear()
         self._watched = False

@@ -49,15 +49,14 @@ class Run:
         counts, idle = self.measured.counts, self.measured.idleness
         if len(counts) == 1:
             return f"Result: {self.names[0]} processed {counts[0]} tasks"
-        most, least = counts.index(max(counts)), counts.index(min(counts))
+        most, least, lazy = counts.index(max(counts)), counts.index(min(counts)), idle.index(max(idle))
+        waited = f"and {self.names[lazy]} was idle for {self.seconds(idle[lazy])}"
         if counts[most] == counts[least]:
-            shares = f"each worker processed {counts[most]} tasks"
-        else:
-            shares = f"{self.names[most]} processed {counts[most]} tasks while {self.names[least]} did {counts[least]}"
-        lazy = idle.index(max(idle))
+            return f"Result: each worker processed {counts[most]} tasks, {waited}"
+        shares = f"{self.names[most]} processed {counts[most]} tasks while {self.names[least]} did {counts[least]}"
         if idle[lazy] <= SMALL * self.measured.makespan:
             return f"Result: {shares}\n        = efficient load balancing: nobody was idle"
-        return f"Result: {shares}, and {self.names[lazy]} was idle for {self.seconds(idle[lazy])}"
+        return f"Result: {shares},\n        {waited}"
 
     @property
     def story(self) -> str:

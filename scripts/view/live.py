@@ -18,7 +18,8 @@ from pika.exceptions import ChannelClosedByBroker
 
 from config import Settings
 from view.events import OF_TASKS, OF_WORKERS, read
-from view.model import Model, Queues
+from view.facts import Queues
+from view.model import Model
 from view.recording import Recorder
 from workqueue.connection import Channel, Connection
 from workqueue.dialing import backoff, dial

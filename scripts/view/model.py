@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from view.events import COUNTED, ENDINGS, Event, maybe, number, text, whole
+from view.facts import Queues, Sample, Source, recorded
 from view.runs import AWAY, COUNTS, Run
 from view.verdict import verdict
 
@@ -30,42 +30,6 @@ STALE_SECONDS = 3.0  # counts of the queues that are older are no news
 TROUBLE = ("silent", "quiet", "reconnecting")
 
 State = dict[str, Any]
-
-
-@dataclass
-class Source:
-    """Where the data comes from."""
-
-    queue: str
-    kind: str  # live or replay
-    where: str  # the masked URL, or the file
-    dead_queue: str
-    dead_command: str  # what lists the dead letters
-    broker: str = ""  # RabbitMQ 4.3.6
-    started: float = 0.0  # seconds since 1970, when the model's clock showed 0
-    note: str = ""  # of a replay: its speed and date
-
-
-@dataclass
-class Sample:
-    """What was so in one second; None is not known."""
-
-    at: float
-    done: int  # in all, while we watched
-    ready: int | None
-
-
-@dataclass
-class Queues:
-    """What the broker says of them. None: not known, or there is no such queue."""
-
-    at: float = float("-inf")
-    exists: bool | None = None
-    ready: int | None = None
-    consumers: int | None = None
-    dead: int | None = None
-    retry: dict[str, int] = field(default_factory=dict)  # by the delay's text: "5s"
-    trouble: str = ""
 
 
 class Model:
@@ -344,20 +308,3 @@ class Model:
             if sample:
                 before.append(sample)
         return {"done": done[1:], "ready": [sample.ready if sample else None for sample in samples[1:]]}
-
-
-def recorded(event: Event, now: float) -> Queues:
-    """What a recording says of the queues."""
-
-    def count(name: str) -> int | None:
-        return whole(event, name) if event.get(name) is not None else None
-
-    retry = event.get("retry")
-    return Queues(
-        at=now,
-        exists=event.get("exists") is True,
-        ready=count("ready"),
-        consumers=count("consumers"),
-        dead=count("dead"),
-        retry={str(name)[:20]: whole(retry, name) for name in list(retry)[:10]} if isinstance(retry, dict) else {},
-    )

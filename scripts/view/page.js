@@ -7,7 +7,8 @@ const HAPPENED = {
   task_completed: ["✔ done", "good"], task_retried: ["↻ failed", "busy"], task_dead: ["✖ dead", "bad"],
   task_lost_connection: ["⌁ lost the connection", "busy"], worker_ready: ["→ ready", "idle"], worker_stopped: ["← stopped", "idle"],
 };
-const SILENCE = 12000; // milliseconds without a word, after which the connection is made anew
+const QUIET = 4000; // milliseconds without a word, after which the page says so
+const SILENCE = 12000; // and after which the connection is made anew
 
 const number = (value, digits = 0) =>
   value === null ? "?" : value.toLocaleString("en", { maximumFractionDigits: digits });
@@ -237,6 +238,7 @@ function listen() {
   };
   const watchdog = setInterval(() => {
     const closed = events.readyState === EventSource.CLOSED; // refused: the browser does not try again by itself
+    if (Date.now() - heard > QUIET) away();
     if (!closed && Date.now() - heard < SILENCE) return;
     clearInterval(watchdog);
     events.close();

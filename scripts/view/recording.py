@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 from view.events import COUNTED, Event, moment, one, text
-from view.model import Model, Queues
+from view.facts import Queues
+from view.model import Model
 
 FORMAT = 1
 TICK_SECONDS = 0.25
