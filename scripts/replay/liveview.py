@@ -11,7 +11,7 @@ from rich.terminal_theme import TerminalTheme
 from view.terminal import FIXED_LINES, notes_on, page
 from view.verdict import duration
 
-COLUMNS = 72  # as many as can be read on a telephone
+COLUMNS = 74  # as many as can be read on a telephone
 MOST_ROWS = 24
 PADDING = 14
 FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,Liberation Mono,DejaVu Sans Mono,monospace"

@@ -133,7 +133,10 @@ def run_of(events: list[Event], prefetch: int) -> Run:
         # without a limit all tasks are handed out as they are sent
         taken = start if prefetch else 0.0
         stop = end if end is not None else gone or start
+        ends.pop((event["run"], event["delivery"]), None)
         run.pieces.append(Piece(event["id"], worker, taken, start, stop, end is not None, event["redelivered"]))
+    if ends:
+        raise ValueError(f"{len(ends)} tasks are done that nobody has started")
     return run
 
 

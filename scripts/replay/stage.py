@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -44,6 +45,7 @@ class Stage:
         self._events: list[Event] = []
         self._arriving: SimpleQueue[Event] = SimpleQueue()
         self._members: dict[str, Member] = {}
+        self._path = path
         self._recorder = Notes(str(path), settings.task_queue, command)
         where = ",".join(config.mask(url) for url in settings.rabbitmq_urls)
         source = Source(settings.task_queue, "live", where, settings.dead_queue, "scripts/dead_letters.py list")
@@ -64,6 +66,7 @@ class Stage:
         time.sleep(1.0)  # the last counts
         self._live.stop()
         self._recorder.close()
+        complete(self._path, self._taken())
 
     def start(self, *names: str) -> None:
         """Starts workers, all at the same time."""
@@ -116,6 +119,16 @@ class Stage:
 
     def state(self) -> dict[str, Any]:
         return self.model.state(self._live.now())
+
+
+def complete(path: Path, printed: Iterable[Event]) -> None:
+    """Adds what workers have printed before they knew that somebody watches. All in the order of its time."""
+    header, *lines = path.read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    known = {(event.get("run"), event.get("seq")) for event in events}
+    events += [event for event in printed if (event["run"], event["seq"]) not in known]
+    events.sort(key=lambda event: str(event["time"]))
+    path.write_text("".join(f"{line}\n" for line in (header, *(json.dumps(event) for event in events))))
 
 
 def counter(connection: Connection, queue: str) -> Callable[[], tuple[int, int]]:

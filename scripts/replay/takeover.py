@@ -25,7 +25,7 @@ def picture(recording: Recording) -> str:
     heading = f"{run.workers[lost.worker].name} is killed in the middle of task {lost.task}"
     closing = (
         f"Task {lost.task} was back after {1000 * (run.back(lost) - lost.end):.0f} ms, and "
-        f"{run.workers[again.worker].name} did it. Nothing was lost."
+        f"{run.workers[again.worker].name} did it."
     )
     story = " ".join(f"{moment.at:.1f} s: {moment.text}" for moment in scene.moments)
     about = f"Measured on {recording.broker}, {recording.date:%Y-%m-%d}: {recording.command}"

@@ -257,7 +257,11 @@ class Scene {
     flight.style.left = flight.style.top = "0";
     const animation = flight.animate([{ transform: at(from) }, { transform: at(to) }],
       { duration: FLIGHT / Math.max(1, this.speed), easing: "cubic-bezier(.3,.7,.3,1)" });
-    animation.onfinish = animation.oncancel = () => flight.remove();
+    if (element.classList.contains("chip")) element.style.visibility = "hidden";
+    animation.onfinish = animation.oncancel = () => {
+      flight.remove();
+      element.style.visibility = "";
+    };
   }
 
   // The state
@@ -307,8 +311,9 @@ class Scene {
     this.answers[this.guess].classList.add(right ? "right" : "wrong");
     this.answers[this.right].classList.add("right");
     this.verdict.classList.toggle("missed", !right);
-    make("b", "", this.verdict, right ? "You were right. " : "It was otherwise. ");
+    make("b", "", this.verdict, right ? "You were right. " : "Not so. ");
     this.verdict.append(this.because);
+    this.verdict.scrollIntoView({ block: "nearest", behavior: still.matches ? "auto" : "smooth" });
   }
 
   ask(button) {
