@@ -1,4 +1,4 @@
-"""The live view as a picture (SVG): what the terminal shows, in letters of the reader's own, light or dark as his page."""
+"""The live view as a picture (SVG): what the terminal shows, in the reader's own letters, light or dark."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MODES = {
 
 FORMAT = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="640" role="img" aria-labelledby="t">'
-    "\n<title id=\"t\">TITLE</title>\n<style>.{unique_id}-matrix{{font:{char_height}px FONT;white-space:pre}}"
+    '\n<title id="t">TITLE</title>\n<style>.{unique_id}-matrix{{font:{char_height}px FONT;white-space:pre}}'
     "rect.g{{fill:GROUND;stroke:FRAME;stroke-width:2}}{styles}OTHERS</style>\n"
     '<rect class="g" x="1" y="1" width="{width}" height="{height}" rx="12"/>\n'
     '<g transform="translate(8,{terminal_y})">{backgrounds}\n<g class="{unique_id}-matrix">{matrix}</g></g>'
@@ -50,7 +50,12 @@ def live_view(state: dict[str, Any]) -> str:
     rows = len(state["workers"]["rows"]) + min(6, len(state["recent"])) + 3
     height = min(MOST_ROWS, FIXED_LINES + len(notes_on(state, COLUMNS)) + rows)
     console = Console(
-        file=io.StringIO(), width=COLUMNS, record=True, force_terminal=True, color_system="truecolor", legacy_windows=False
+        file=io.StringIO(),
+        width=COLUMNS,
+        record=True,
+        force_terminal=True,
+        color_system="truecolor",
+        legacy_windows=False,
     )
     console.print(page(state, COLUMNS, height))
     drawn = {mode: exported(console, mode) for mode in MODES}
@@ -74,8 +79,12 @@ def framed(picture: str) -> str:
     top = float(re.findall(r"translate\(8,(\d+)\)", picture)[0]) - PADDING
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture)[0])
     size = f'viewBox="0 0 {width:g} {height - top:g}"'
-    picture = re.sub(r'viewBox="[^"]*"', size, picture).replace(f"translate(8,{top + PADDING:g})", f"translate(8,{PADDING})")
-    return picture.replace(f'width="{width:g}" height="{height:g}" rx', f'width="{width - 2:g}" height="{height - top - 2:g}" rx')
+    picture = re.sub(r'viewBox="[^"]*"', size, picture).replace(
+        f"translate(8,{top + PADDING:g})", f"translate(8,{PADDING})"
+    )
+    return picture.replace(
+        f'width="{width:g}" height="{height:g}" rx', f'width="{width - 2:g}" height="{height - top - 2:g}" rx'
+    )
 
 
 def tight(picture: str) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from drawing.palette import COLOURS, INK
 from drawing.schedules import nice_step
+
 from replay.scenes import Recording, Run
 from replay.story import Moment, Question, Scene, scenes
 
@@ -118,11 +119,13 @@ def shape(scene: Scene) -> str:
 
 def guess(scene: Scene) -> str:
     buttons = "".join(
-        f'<button type="button" class="answer" aria-pressed="false">{escape(answer)}</button>' for answer in scene.answers
+        f'<button type="button" class="answer" aria-pressed="false">{escape(answer)}</button>'
+        for answer in scene.answers
     )
     return (
         f'<div class="guess" role="group" aria-labelledby="{scene.key}-guess">\n'
-        f'<p class="asked" id="{scene.key}-guess">{escape(scene.guess)} <span class="dim">Guess, then watch.</span></p>\n'
+        f'<p class="asked" id="{scene.key}-guess">{escape(scene.guess)} '
+        '<span class="dim">Guess, then watch.</span></p>\n'
         f'<div class="answers needs-script">{buttons}</div>\n</div>\n'
     )
 
@@ -133,7 +136,8 @@ def runs(scene: Scene) -> str:
         heading = f'<h3>{escape(name)} <span class="dim">{escape(meaning)}</span></h3>'
         found.append(
             f'<div class="run">\n<div class="head">{heading}<p class="tally"></p></div>\n'
-            f'<div class="rail" aria-hidden="true"><span class="rail-label">queue</span><div class="slots"></div></div>\n'
+            '<div class="rail" aria-hidden="true"><span class="rail-label">queue</span>'
+            '<div class="slots"></div></div>\n'
             f'<div class="lanes" role="img" aria-label="{escape(told(run, name))}"></div>\n</div>\n'
         )
     return "".join(found)
@@ -159,9 +163,12 @@ def controls(scene: Scene) -> str:
         '<div class="needs-script">\n<div class="track"><input type="range" class="scrub" min="0" '
         f'max="{scene.seconds:.2f}" step="0.01" value="0" aria-label="Time"></div>\n'
         '<p class="caption" aria-live="polite"></p>\n<p class="verdict" role="status"></p>\n<div class="controls">\n'
-        '<button type="button" class="play"><span class="sign" aria-hidden="true"></span><span class="word">Play</span></button>'
-        '<button type="button" class="back" aria-label="Back to the event before">‹<span class="wide"> Back</span></button>'
-        '<button type="button" class="step" aria-label="Step to the next event"><span class="wide">Step </span>›</button>\n'
+        '<button type="button" class="play"><span class="sign" aria-hidden="true"></span>'
+        '<span class="word">Play</span></button>'
+        '<button type="button" class="back" aria-label="Back to the event before">'
+        '‹<span class="wide"> Back</span></button>'
+        '<button type="button" class="step" aria-label="Step to the next event">'
+        '<span class="wide">Step </span>›</button>\n'
         f'<fieldset class="speed"><legend class="hidden">Speed</legend>{speeds}</fieldset>\n'
         '<output class="clock" aria-hidden="true">0.0 s</output>\n</div>\n'
         '<p class="keys dim">Space plays, ← and → step from event to event.</p>\n</div>\n'

@@ -25,7 +25,7 @@ def takeover(settings: Settings, path: Path) -> None:
         stage.ready("Anna", "Bert", "Cleo")
         stage.send(Task(number, f"Task {number}", each) for number, each in enumerate(TAKEOVER, start=1))
         stage.wait("task_started", id=2)
-        time.sleep(1.5)
+        time.sleep(1.5 * settings.seconds_per_difficulty)
         stage.kill("Bert")
         stage.wait("task_completed", len(TAKEOVER))
 
@@ -41,7 +41,7 @@ def joining(settings: Settings, path: Path) -> None:
 
 
 def watched(settings: Settings, path: Path, look: Callable[[dict[str, Any]], None]) -> None:
-    """A busy evening: a task that fails once, one that is given up, and a worker that is killed; `look` sees the end."""
+    """A task that fails once, one that is given up, and a worker that is killed; `look` sees the end of it."""
     with Stage(settings, path, COMMAND) as stage:
         stage.ready("Anna", "Bert", "Cleo", "Dora")
         stage.send(with_troubles(list(generate(WATCHED, "3"))))
@@ -55,5 +55,5 @@ def watched(settings: Settings, path: Path, look: Callable[[dict[str, Any]], Non
 
 
 def with_troubles(tasks: list[Task]) -> list[Task]:
-    payloads = {REJECTED: {"rejects": True}, FAILING: {"fails": 1}}
+    payloads: dict[int, dict[str, Any]] = {REJECTED: {"rejects": True}, FAILING: {"fails": 1}}
     return [replace(task, payload=payloads.get(number)) for number, task in enumerate(tasks, start=1)]

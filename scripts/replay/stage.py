@@ -16,8 +16,9 @@ from typing import Any
 from lab.crew import Event, Member
 from lab.nodes import ROOT
 from lab.waiting import until
+from view.facts import Queues, Source
 from view.live import Live
-from view.model import Model, Queues, Source
+from view.model import Model
 from view.recording import Recorder, now
 
 import config
@@ -70,7 +71,7 @@ class Stage:
 
     def start(self, *names: str) -> None:
         """Starts workers, all at the same time."""
-        environment = {**os.environ, "LOG_FORMAT": "json", "RABBITMQ_URL": self.settings.rabbitmq_urls[0]}
+        environment = {**self._environment(), "LOG_FORMAT": "json", "CONCURRENCY": "1"}
         for name in names:
             command = [sys.executable, str(ROOT / "worker.py"), "--id", name, "--prefetch", "1", "--events"]
             self._members[name] = Member(name, command, environment, self._arriving)
@@ -86,8 +87,17 @@ class Stage:
     def send(self, tasks: Iterable[Task]) -> None:
         command = [sys.executable, str(ROOT / "sender.py"), "--file", "-", "--quiet"]
         lines = b"\n".join(task.encode() for task in tasks)
-        environment = {**os.environ, "RABBITMQ_URL": self.settings.rabbitmq_urls[0]}
-        subprocess.run(command, input=lines, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, input=lines, env=self._environment(), check=True, stdout=subprocess.DEVNULL)
+
+    def _environment(self) -> dict[str, str]:
+        settings = self.settings
+        ours = {
+            "RABBITMQ_URL": ",".join(settings.rabbitmq_urls),
+            "TASK_QUEUE": settings.task_queue,
+            "QUEUE_TYPE": settings.queue_type,
+            "SECONDS_PER_DIFFICULTY": repr(settings.seconds_per_difficulty),
+        }
+        return {**os.environ, **ours}
 
     def wait(self, event: str, count: int = 1, **members: Any) -> None:
         """Until so many events of that name have come, with these members."""
@@ -140,5 +150,3 @@ def counter(connection: Connection, queue: str) -> Callable[[], tuple[int, int]]
         return int(found.message_count), int(found.consumer_count)
 
     return look
-
-

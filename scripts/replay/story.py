@@ -83,7 +83,8 @@ def dispatch(recording: Recording) -> Scene:
         "dispatch",
         "Who gets the next task?",
         f"{capital(word(len(fair.workers)))} workers share {word(len(fair.tasks))} tasks. In the first run the broker "
-        "deals them out in turn, as they come. In the second nobody holds more than one: whoever is done gets the next.",
+        "deals them out in turn, as they come. In the second nobody holds more than one: whoever is done gets the "
+        "next.",
         (
             ("Round-robin", "prefetch 0: dealt out in turn"),
             ("Fair dispatch", "prefetch 1: to whoever is free"),
@@ -111,6 +112,7 @@ def dispatch_moments(dealt: Run, fair: Run, lazy: int) -> list[Moment]:
     held = [piece.task for piece in dealt.lane(busy) if piece.end > since + BEGUN]
     other = dealt.workers[busy].name
     left = fair.queued(BEGUN)
+    unfinished = tasks(dealt.held(busy, fair.makespan))
     last_taken = max(piece.start for piece in fair.pieces)
     return [
         Moment(0.0, f"{capital(word(len(fair.tasks)))} tasks are in the queue, and both workers are ready."),
@@ -132,8 +134,7 @@ def dispatch_moments(dealt: Run, fair: Run, lazy: int) -> list[Moment]:
         Moment(last_taken, "Fair dispatch: the queue is empty, and both workers have their last task."),
         Moment(
             fair.makespan,
-            f"Fair dispatch is done, with nobody idle. By round-robin {other} still has {tasks(dealt.held(busy, fair.makespan))} "
-            "to do.",
+            f"Fair dispatch is done, with nobody idle. By round-robin {other} still has {unfinished} to do.",
         ),
         Moment(
             dealt.makespan,
@@ -147,23 +148,24 @@ def dispatch_questions(dealt: Run, fair: Run, lazy: int, others: int) -> tuple[Q
     since = dealt.busy_until(lazy)
     third = next(task for task in fair.tasks if task not in (fair.pieces[0].task, fair.pieces[1].task))
     by_dealing, by_fairness = (next(p for p in run.pieces if p.task == third) for run in (dealt, fair))
+    one, other = dealt.workers[by_dealing.worker].name, fair.workers[by_fairness.worker].name
     return (
         Question(
             by_fairness.start,
             f"When is task {third} started?",
-            f"By fair dispatch at {told(by_fairness.start)}, by {fair.workers[by_fairness.worker].name}. By round-robin at "
-            f"{told(by_dealing.start)}: it waits in the hands of {dealt.workers[by_dealing.worker].name}, behind a long one.",
+            f"By fair dispatch at {told(by_fairness.start)}, by {other}. By round-robin at {told(by_dealing.start)}: "
+            f"it waits in the hands of {one}, behind a long one.",
         ),
         Question(
             since,
             "Why does nobody give the idle worker something to do?",
-            f"The queue has been empty since 0.0 s: without a limit all tasks are in somebody's hands, and the broker "
+            "The queue has been empty since 0.0 s: without a limit all tasks are in somebody's hands, and the broker "
             "takes none back from a worker that lives.",
         ),
         Question(
             fair.makespan,
             f"Could a cleverer broker be quicker than {told(fair.makespan)}?",
-            f"Hardly: it is {fair.work:g} s of work for {word(len(fair.workers))} workers, so nobody can be done before "
+            f"Hardly: it is {fair.work:g} s of work for {word(len(fair.workers))} workers, so it cannot be done before "
             f"{told(fair.work / len(fair.workers))}.",
         ),
     )
@@ -208,14 +210,14 @@ def takeover_moments(run: Run) -> list[Moment]:
         Moment(0.0, f"{capital(word(len(run.tasks)))} tasks are in the queue, and three workers are ready."),
         Moment(
             SENT,
-            f"Each worker has a task, {word(len(run.queued(BEGUN)))} wait. RabbitMQ keeps those in work, too, until they "
-            "are acknowledged.",
+            f"Each worker has a task, {word(len(run.queued(BEGUN)))} wait. RabbitMQ keeps those in work, too, until "
+            "they are acknowledged.",
         ),
         Moment(lost.end, f"{name} is killed in the middle of {tasks([lost.task])}."),
         Moment(
             back,
-            f"{name} is killed. After {1000 * (back - lost.end):.0f} ms RabbitMQ has noticed: task {lost.task} is back in "
-            f"the queue, before {tasks(behind)}.",
+            f"{name} is killed. After {1000 * (back - lost.end):.0f} ms RabbitMQ has noticed: task {lost.task} is back "
+            f"in the queue, before {tasks(behind)}.",
         ),
         Moment(again.start, f"{heir} is free, and gets task {lost.task}, marked as delivered before."),
         Moment(again.end, f"Task {lost.task} is done, {told(lost.end - lost.start)} of its work twice."),
@@ -227,23 +229,25 @@ def takeover_questions(run: Run) -> tuple[Question, ...]:
     lost = next(piece for piece in run.pieces if not piece.done)
     again = next(piece for piece in run.pieces if piece.task == lost.task and piece.again)
     back = run.back(lost)
+    behind = [task for task in run.queued(back) if task != lost.task]
     return (
         Question(
             back,
             "How does RabbitMQ know that the worker is gone?",
-            f"The system closes the connections of a process that ends: that was seen after {1000 * (back - lost.end):.0f} "
-            "ms. When a whole machine vanishes, it is the missing heartbeats, after half a minute or so.",
+            "The system closes the connections of a process that ends: that was seen after "
+            f"{1000 * (back - lost.end):.0f} ms. When a whole machine vanishes, it is the missing heartbeats, "
+            "after half a minute or so.",
         ),
         Question(
             again.start,
             "Why is it the next one to be handed out?",
-            f"A task that comes back takes its old place: it was before {tasks([t for t in run.queued(back) if t != lost.task])}.",
+            f"A task that comes back takes its old place: it was before {tasks(behind)}.",
         ),
         Question(
             again.end,
             "What did the kill cost?",
-            f"{told(lost.end - lost.start)} of work, and the time until somebody was free. Task {lost.task} was begun twice: "
-            "so a handler must be able to do its work again.",
+            f"{told(lost.end - lost.start)} of work, and the time until somebody was free. Task {lost.task} was begun "
+            "twice: so a handler must be able to do its work again.",
         ),
     )
 
@@ -283,6 +287,8 @@ def joining_moments(run: Run) -> list[Moment]:
     first, last = min(others, key=lambda w: w.since), max(others, key=lambda w: w.since)
     last_start = max(piece.start for piece in run.pieces)
     done = sum(piece.end <= first.since for piece in run.pieces)
+    all_there = last.since + longest_wait(run)
+    waiting = len(run.queued(all_there))
     return [
         Moment(0.0, f"{len(run.tasks)} tasks are in the queue, and one worker is ready."),
         Moment(SENT, f"{run.workers[0].name} works on task 1, and {len(run.queued(BEGUN))} tasks wait."),
@@ -291,9 +297,8 @@ def joining_moments(run: Run) -> list[Moment]:
             f"{first.name} is there, and has its first task at once. {capital(word(done))} are done so far.",
         ),
         Moment(
-            last.since + longest_wait(run),
-            f"All {word(len(others))} are there, and all {word(len(run.workers))} work. {len(run.queued(last.since + longest_wait(run)))} "
-            "tasks wait.",
+            all_there,
+            f"All {word(len(others))} are there, and all {word(len(run.workers))} work. {waiting} tasks wait.",
         ),
         Moment(last_start, "The last task is handed out: the queue is empty."),
         Moment(
@@ -322,8 +327,8 @@ def joining_questions(run: Run) -> tuple[Question, ...]:
         Question(
             last_start,
             "Why are they not done at the same moment?",
-            f"From {told(last_start)} on there is nothing left to share: whoever has the last long task ends last, here "
-            f"{told(run.makespan - last_start)} later.",
+            f"From {told(last_start)} on there is nothing left to share: whoever has the last long task ends last, "
+            f"here {told(run.makespan - last_start)} later.",
         ),
     )
 

@@ -6,6 +6,7 @@ from xml.sax.saxutils import escape
 
 from drawing.picture import BASELINE, CHART, HEADING, LABEL, LANE, LANE_GAP, MARGIN, WIDTH, axis, bar, short, style
 from drawing.schedules import Bar
+
 from replay.scenes import Piece, Recording, Run
 from replay.story import takeover
 
@@ -80,9 +81,9 @@ def way(lost: Piece, again: Piece, scale: float) -> str:
     end = top_of(again.worker) + (-1 if down else LANE + 1)
     middle = (start + end) / 2
     tip = -4 if down else 4
+    line = f"M{short(x)} {short(start)}V{short(middle)}H{short(target)}V{short(end + tip)}"
+    arrow = f"M{short(target)} {short(end)}l-4 {1.5 * tip:g}h8z"
     return (
-        f'<g transform="translate({short(MARGIN + LABEL)} 0)"><path class="way" d="M{short(x)} {short(start)}V{short(middle)}'
-        f'H{short(target)}V{short(end + tip)}"/><path class="tip" d="M{short(target)} {short(end)}l-4 {1.5 * tip:g}h8z"/></g>\n'
+        f'<g transform="translate({short(MARGIN + LABEL)} 0)"><path class="way" d="{line}"/>'
+        f'<path class="tip" d="{arrow}"/></g>\n'
     )
-
-
