@@ -40,11 +40,12 @@ LEAST_CONTRAST = 4.5
 
 
 def programs() -> tuple[str, str]:
-    """Chromium and its driver. What is missing fails the test, and is never skipped."""
-    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if not all(found):
+    """The browser and its driver. What is missing fails the test, and is never skipped."""
+    browsers = [found for name in ("chromium", "google-chrome") if (found := shutil.which(name))]
+    driver = shutil.which("chromedriver")
+    if not browsers or not driver:
         pytest.fail("no Chromium for the pictures' tests: apt-get install -y chromium chromium-driver", pytrace=False)
-    return str(found[0]), str(found[1])
+    return browsers[0], driver
 
 
 class Browser:
