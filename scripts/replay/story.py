@@ -93,7 +93,7 @@ def dispatch(recording: Recording) -> Scene:
         (
             "Round-robin, by a second",
             f"Fair dispatch, by {word(round(saved))} seconds",
-            "Both take the same time: it is the same work",
+            "Neither: it is the same work",
         ),
         1,
         f"Fair dispatch is done after {told(fair.makespan)}, round-robin after {told(dealt.makespan)}: the work is the "
