@@ -78,7 +78,6 @@ def dispatch(recording: Recording) -> Scene:
     saved = dealt.makespan - fair.makespan
     lazy = min(range(len(dealt.workers)), key=dealt.busy_until)
     idle = dealt.makespan - dealt.busy_until(lazy)
-    others = len(fair.tasks) - len(fair.workers)
     return Scene(
         "dispatch",
         "Who gets the next task?",
@@ -99,21 +98,15 @@ def dispatch(recording: Recording) -> Scene:
         f"Fair dispatch is done after {told(fair.makespan)}, round-robin after {told(dealt.makespan)}: the work is the "
         f"same, but {dealt.workers[lazy].name} sits idle for {told(idle)} beside tasks that it cannot have.",
         in_order(dispatch_moments(dealt, fair, lazy)),
-        dispatch_questions(dealt, fair, lazy, others),
+        dispatch_questions(dealt, fair, lazy),
         recording,
     )
 
 
 def dispatch_moments(dealt: Run, fair: Run, lazy: int) -> list[Moment]:
-    busy, name = 1 - lazy, dealt.workers[lazy].name
-    since = dealt.busy_until(lazy)
     first = next(piece for piece in fair.pieces if piece.start > BEGUN)
     mine = dealt.lane(lazy)
-    held = [piece.task for piece in dealt.lane(busy) if piece.end > since + BEGUN]
-    other = dealt.workers[busy].name
     left = fair.queued(BEGUN)
-    unfinished = tasks(dealt.held(busy, fair.makespan))
-    last_taken = max(piece.start for piece in fair.pieces)
     return [
         Moment(0.0, f"{capital(word(len(fair.tasks)))} tasks are in the queue, and both workers are ready."),
         Moment(
@@ -126,12 +119,26 @@ def dispatch_moments(dealt: Run, fair: Run, lazy: int) -> list[Moment]:
             f"{fair.workers[first.worker].name} is done with its first task. By round-robin it goes on with "
             f"{tasks([mine[1].task])}, its next in hand; by fair dispatch the queue gives it {tasks([first.task])}.",
         ),
+        *dispatch_ends(dealt, fair, lazy),
+    ]
+
+
+def dispatch_ends(dealt: Run, fair: Run, lazy: int) -> list[Moment]:
+    busy = 1 - lazy
+    name, other = dealt.workers[lazy].name, dealt.workers[busy].name
+    since = dealt.busy_until(lazy)
+    held = [piece.task for piece in dealt.lane(busy) if piece.end > since + BEGUN]
+    unfinished = tasks(dealt.held(busy, fair.makespan))
+    return [
         Moment(
             since,
             f"Round-robin: {name} is idle. {other} holds {word(len(held))}: {tasks(held)}. What is handed out is not "
             "taken back.",
         ),
-        Moment(last_taken, "Fair dispatch: the queue is empty, and both workers have their last task."),
+        Moment(
+            max(piece.start for piece in fair.pieces),
+            "Fair dispatch: the queue is empty, and both workers have their last task.",
+        ),
         Moment(
             fair.makespan,
             f"Fair dispatch is done, with nobody idle. By round-robin {other} still has {unfinished} to do.",
@@ -144,7 +151,7 @@ def dispatch_moments(dealt: Run, fair: Run, lazy: int) -> list[Moment]:
     ]
 
 
-def dispatch_questions(dealt: Run, fair: Run, lazy: int, others: int) -> tuple[Question, ...]:
+def dispatch_questions(dealt: Run, fair: Run, lazy: int) -> tuple[Question, ...]:
     since = dealt.busy_until(lazy)
     third = next(task for task in fair.tasks if task not in (fair.pieces[0].task, fair.pieces[1].task))
     by_dealing, by_fairness = (next(p for p in run.pieces if p.task == third) for run in (dealt, fair))
