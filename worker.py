@@ -205,7 +205,7 @@ class Worker:
         return self.handled(delivery, task)
 
     def handled(self, delivery: Delivery, task: Task) -> Outcome:
-        self.output.event("task_started", delivery, waited=delivery.waited())
+        self.output.event("task_started", delivery)
         delivery.begun_at = time.monotonic()
         try:
             self.handle(task, delivery.for_handler(self.output.event, lambda: self.stopping))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import blake2b
@@ -173,12 +173,10 @@ class Delivery:
         return max(0.0, round(time.time() * 1000 - sent) / 1000)
 
     def settled(self, outcome: Outcome) -> None:
-        """What it needed is done: what is left is its acknowledgement, for which what it carried is not kept."""
+        """What it needed is done: what is left is its acknowledgement, for which the body is not kept."""
         self.outcome, self.settled_at, self.waits_since = outcome, time.monotonic(), 0.0
         self.identity  # noqa: B018  # made of the body
         self.body = b""
-        if self.task:
-            self.task = replace(self.task, payload=None, extra={})
 
     def fields(self) -> dict[str, Any]:
         """What every event of a task carries."""

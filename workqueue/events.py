@@ -97,6 +97,8 @@ class WorkerOutput:
         printed = self._json if event == HEARTBEAT else not (self._quiet and delivery)
         if not (printed or self._published):
             return
+        if delivery and event == "task_started":
+            details["waited"] = delivery.waited()
         if event == "task_progress" and self._simulates:
             details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
         with self._order:

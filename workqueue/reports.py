@@ -32,6 +32,7 @@ class Reports:
             with self._guard:
                 self.completed += 1
         self._output.event(event, delivery, **details)
+        delivery.task = None  # its payload may be large, and the delivery is remembered for a while
 
     def later(self, delivery: Delivery) -> None:
         self._waiting.put(delivery)
