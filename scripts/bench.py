@@ -45,6 +45,7 @@ CONTESTANTS = (OWN, "celery", "dramatiq", "aio-pika")
 QUEUES = ("celery", "dramatiq")  # the contestants that are task queues, and not only a client
 PUBLISHED = {OWN: 50_000, "celery": 2000, "dramatiq": 2000, "aio-pika": 20_000}
 WORKED = 5000
+TOLD = 20_000  # enough for several heartbeats
 SLOW_WORKED = 60  # by Celery's solo pool, which at prefetch 1 stands still for two seconds after every few tasks
 
 
@@ -287,6 +288,29 @@ class Bench:
         settings = ["1, 1", "1, 2", "1, 10", "1, 100", "10, 10", "10, 100"]
         self.note("no-op tasks by concurrency, prefetch", "/s", self.stage.in_turns(settings, rate))
 
+    def events(self) -> None:
+        """No-op tasks a second at prefetch 10: without events, with events for nobody, and for one who watches."""
+        queue = "events"
+
+        def rate(setting: str) -> float:
+            flags = ["--prefetch", "10", *([] if setting == "off" else ["--events"])]
+            self.stage.fill(OWN, queue, TOLD)
+            with self.stage.broker.channel() as channel:
+                if setting == "watched":
+                    channel.exchange_declare(f"{queue}.events", "topic", durable=True)
+                    bounded = {"x-max-length": 1000, "x-overflow": "drop-head"}
+                    watcher = channel.queue_declare("", exclusive=True, arguments=bounded).queue
+                    channel.queue_bind(watcher, f"{queue}.events", "#")
+                report = self.reported(OWN, queue, 1, TOLD, *flags)
+                channel.exchange_delete(f"{queue}.events")
+            self.stage.drop(queue)
+            return (TOLD - 1) / float(report["last"] - report["first"])
+
+        figure = "no-op tasks by events, prefetch 10"
+        medians = self.note(figure, "/s", self.stage.in_turns(["off", "unwatched", "watched"], rate))
+        self.verdict("no-op tasks, events nobody watches / off", medians["unwatched"] / medians["off"], 0.98, True)
+        self.verdict("no-op tasks, watched events / off", medians["watched"] / medians["off"], 0.95, True)
+
     def workers(self) -> None:
         """No-op tasks a second of ever more workers, over two seconds in which all of them consume."""
         queue, rates = "workers", {}
@@ -317,6 +341,7 @@ FIGURES = (
     "memory",
     "depth",
     "prefetch",
+    "events",
     "workers",
 )
 

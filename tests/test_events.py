@@ -53,6 +53,7 @@ class Watcher:
     def __init__(self, channel: Channel, exchange: str, key: str = "#") -> None:
         self.channel = channel
         self.messages: list[tuple[str, BasicProperties, bytes]] = []
+        self.events: list[Event] = []
         if not exchange.startswith("amq."):
             channel.exchange_declare(exchange, "topic", durable=True)
         self.queue = channel.queue_declare("", exclusive=True).queue
@@ -62,14 +63,12 @@ class Watcher:
 
     def _take(self, channel: Channel, method: Any, properties: BasicProperties, body: bytes) -> None:
         self.messages.append((method.routing_key, properties, body))
+        if method.exchange.endswith(".events"):
+            self.events += [json.loads(line) for line in body.split(b"\n")]
         channel.basic_ack(method.delivery_tag)
 
-    @property
-    def events(self) -> list[Event]:
-        return [json.loads(line) for _, _, body in list(self.messages) for line in body.decode().split("\n")]
-
     def all(self, name: str, matches: Matches = lambda event: True) -> list[Event]:
-        return [event for event in self.events if event["event"] == name and matches(event)]
+        return [event for event in list(self.events) if event["event"] == name and matches(event)]
 
     def wait_for(self, name: str, matches: Matches = lambda event: True, seconds: float = 15.0) -> Event:
         return until(lambda: self.all(name, matches), f"a {name}", seconds)[0]
@@ -271,6 +270,8 @@ def test_a_heartbeat_says_what_is_now(bench: Bench) -> None:
         watcher.wait_for("worker_stopped")
         assert [event["event"] for event in worker_lines(worker)[-2:]] == ["worker_heartbeat", "worker_stopped"]
         assert watcher.all("worker_heartbeat")[-1]["state"] == "stopping"
+    ready_at = worker.events("worker_ready")[0]["up"]
+    assert any(ready_at <= event["up"] < ready_at + 0.5 for event in worker.events("worker_heartbeat"))
     beats = [event["up"] for event in watcher.all("worker_heartbeat")]
     assert all(later - earlier < 1.5 for earlier, later in pairwise(beats))
 
@@ -306,7 +307,7 @@ def test_progress_that_is_no_number_harms_nobody(bench: Bench) -> None:
         found = watcher.wait_for("worker_heartbeat", lambda event: event["running"])
         assert found["running"][0]["done"] is None
         watcher.wait_for("task_completed")
-        assert b"NaN" not in b"".join(body for _, _, body in watcher.messages)
+        assert not re.search(b"NaN|Infinity", b"".join(body for _, _, body in watcher.messages))
         assert worker.stderr == ""
 
 
@@ -374,7 +375,7 @@ def test_who_begins_to_watch_misses_none_after_the_first_heartbeat(bench: Bench)
     for _ in range(3):
         with watching(bench) as watcher:
             until(lambda found=watcher: len(found.all("worker_heartbeat")) >= 2, "another heartbeat")  # type: ignore[misc]
-            events = watcher.events
+            events = list(watcher.events)
             first, *_, last = (at for at, event in enumerate(events) if event["event"] == "worker_heartbeat")
             assert {event["event"] for event in events[first:last]} >= {"task_started", "task_completed"}
             assert all(event["seq"] < events[first]["seq"] for event in events[:first])  # who watched before is gone

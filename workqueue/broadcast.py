@@ -204,19 +204,14 @@ class Broadcast:
             else:
                 group.append(item)
         self._publish_group(channel, group)
-        if items:
-            self._await_answer(channel)  # so that no more than this is ever on its way to a broker that is slow
 
     def _ask(self, channel: Channel, heartbeat: Item) -> None:
-        """Publishes it, and learns whether anybody watches."""
+        """Publishes it, and learns whether anybody watches. Nothing more is on its way to a broker that is slow, until
+        it has answered."""
         self._returned = False
         self._publish(channel, HEARTBEAT, [heartbeat[2]])
-        self._await_answer(channel)
+        channel.basic_qos(0)  # when this is answered, all that was published is there, or has come back
         self._heed_answer(watched=not self._returned)
-
-    def _await_answer(self, channel: Channel) -> None:
-        """What was published before is then with the broker, and what it returns has come back."""
-        channel.basic_qos(0)
 
     def _heed_answer(self, watched: bool) -> None:
         with self._guard:

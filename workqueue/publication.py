@@ -92,7 +92,7 @@ class Publication:
             f'"seq": {seq}, "up": {up:.6f}{delivery.members() if delivery else ""}'
         )
         for name, value in details.items():
-            line += f', "{name}": {_json(value)}'
+            line += f', "{name}": {value if type(value) is float and math.isfinite(value) else _json(value)}'
         return line + "}"
 
     def _run(self) -> None:
@@ -144,8 +144,6 @@ def _number(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    if type(value) is float and math.isfinite(value):
-        return repr(value)
     return json.dumps(_cut(value), allow_nan=False)
 
 
