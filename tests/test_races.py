@@ -403,17 +403,10 @@ def test_no_task_begins_before_the_worker_says_that_it_is_ready(
     with running(settings, monkeypatch) as found:
         event = found.event
 
-<<<<<<< HEAD
-        def slow_to_say(name: str, *delivery: Any, **details: Any) -> None:
-            if name == "worker_ready":
-                time.sleep(0.3)
-            event(name, *delivery, **details)
-=======
         def slow_to_say(name: str, delivery: object = None, **details: Any) -> None:
             if name == "worker_ready":
                 time.sleep(0.3)
             event(name, delivery, **details)
->>>>>>> events
 
         found.worker.output.event = slow_to_say  # type: ignore[assignment,method-assign]
         until(lambda: found.count("task_completed"), "the task")
