@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from threading import Event, Thread
 
 import config
@@ -43,9 +44,7 @@ COPIES_SECONDS = 0.8  # the same for copies: a task without one is given back
 
 
 class Worker:
-    def __init__(
-        self, settings: Settings, handle: Handler, output: WorkerOutput, name: str, burst: bool = False
-    ) -> None:
+    def __init__(self, settings: Settings, handle: Handler, output: WorkerOutput, name: str, burst: bool) -> None:
         self.settings = settings
         self.handle = handle
         self.output = output
@@ -53,7 +52,7 @@ class Worker:
         self.burst = burst
         self.reports = Reports(output)
         self.hands = Hands(settings.prefetch_count, settings.heartbeat_seconds, self.reports.later)
-        self.copies = Publisher(settings, name, declare_queues, output.note)
+        self.copies = Publisher(settings, name, declare_queues, self.reports.note)
         self.copies.on_failure = self.fail
         self.counts = Counts(settings, self.copies, output.note)
         self.hands.on_settled = self.counts.settled
@@ -89,6 +88,7 @@ class Worker:
 
     def consume(self, connection: Connection) -> None:
         """Takes tasks until told to stop, or with `burst` until the queue is empty, and settles all of them."""
+        self.ready.clear()
         channel = connection.channel()
         channel.on_end = self.reports.wake
         declare_queues(channel, self.settings)
@@ -109,9 +109,7 @@ class Worker:
             self.output.note("what could not be put aside is given back")
 
     def take_tasks(self, channel: Channel) -> None:
-        """Consumes, with a prefetch of what there is room for: less where a task still runs that came by a connection
-        that is lost."""
-        self.ready.clear()
+        """Consumes, with a prefetch of what there is room for: less where a task of a lost connection still runs."""
         self.busy_at = time.monotonic()
         consumer_tag = self.name
         while not (self.stopping or (self.burst and self.nothing_to_do(channel))):
@@ -147,15 +145,15 @@ class Worker:
         for delivery in self.hands.lose():
             self.output.event("task_lost_connection", delivery)
         self.output.note_failure(failure, f"connecting again in {delay:.1f} s")
-        until = time.monotonic() + delay
-        while time.monotonic() < until and not self.may_end():
+        until, told = time.monotonic() + delay, self.stopping  # to stop, there is no time to be patient
+        while time.monotonic() < until and self.stopping == told and not self.may_end():
             self.attend(seconds=min(delay, TICK_SECONDS))
 
     # Stop
 
     def on_signal(self, number: int, frame: object) -> None:
         """The first SIGTERM or SIGINT stops gracefully, a second one at once."""
-        if not self.stopping:
+        if not self.told_at:  # a burst may have come to its end by itself
             self.stopping, self.told_at = True, time.monotonic()
             hurry()
             self.reports.wake()
@@ -176,6 +174,7 @@ class Worker:
         return time.monotonic() - self.all_settled_at >= patience
 
     def goodbye(self) -> int:
+        self.reports.attend(0)
         self.hands.give_back_held()
         if left := self.hands.in_hand or self.hands.awaited:
             self.output.note("no broker to acknowledge to: what was finished may be delivered again")
@@ -190,20 +189,20 @@ class Worker:
                 delivery = self.hands.next()
                 self.ready.wait()
                 if not self.stopping and self.hands.begin(delivery):
-                    self.settle(delivery, self.attempt(delivery))
+                    with self.counts.begun(delivery) as times:
+                        self.settle(delivery, self.attempt(delivery, times))
         except BaseException as error:  # a worker that has lost a thread must not go on as if it had not
             self.fail(error)
 
-    def attempt(self, delivery: Delivery) -> Outcome:
-        """Runs the handler, and returns how that ended."""
+    def attempt(self, delivery: Delivery, times: int) -> Outcome:
+        """Runs the handler, and returns how that ended. `times`: how often it was begun before."""
         try:
             task = delivery.task = Task.decode(delivery.body)
         except tasks.BadTask as error:
             return self.dead(error)
-        with self.counts.begun(delivery) as times:
-            if times >= self.settings.delivery_limit:
-                return self.dead(DeliveryLimit(f"begun {times} times and never settled"))
-            return self.handled(delivery, task)
+        if times >= self.settings.delivery_limit:
+            return self.dead(DeliveryLimit(f"begun {times} times and never settled"))
+        return self.handled(delivery, task)
 
     def handled(self, delivery: Delivery, task: Task) -> Outcome:
         self.output.event("task_started", delivery)
@@ -229,8 +228,8 @@ class Worker:
         """Acknowledges it, now or when a copy of it is confirmed: a fault in between leaves two of it, never none."""
         if isinstance(outcome, Retry | Dead):
             self.put_aside(delivery, outcome)
-        elif self.hands.acknowledge(delivery, outcome):  # basic_ack, if its channel is open
-            self.reports.now(delivery)
+        else:
+            self.hands.acknowledge(delivery, outcome, self.reports.now)  # basic_ack, if its channel is open
 
     def put_aside(self, delivery: Delivery, outcome: Retry | Dead) -> None:
         """Does not wait for the confirm: other tasks go on. What cannot be put aside is given back in the end."""
@@ -238,11 +237,12 @@ class Worker:
             return  # its connection is lost: it comes again as it is
 
         def on_settled(copy: object, answer: str) -> None:
-            if answer == "confirmed" and self.hands.acknowledge(delivery, outcome):
-                self.reports.later(delivery)
+            if answer == "confirmed":
+                self.hands.acknowledge(delivery, outcome, self.reports.later)
 
         try:
-            self.copies.publish(outcome.queue, outcome.copy(delivery, self.name), on_settled)
+            copy = outcome.copy(delivery, self.name)
+            self.copies.publish(outcome.queue, copy, on_settled, wanted=partial(self.hands.waits_for_copy, delivery))
         except DoesNotFit as error:
             self.output.note(f"cannot put a task into {outcome.queue}: {error}; it is held until this worker stops")
 

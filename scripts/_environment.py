@@ -17,7 +17,7 @@ PYTHON = ROOT / ".venv/bin/python"
 
 def enter() -> None:
     """Starts the program again with the interpreter of `.venv`, where this one lacks our packages."""
-    if find_spec("pika") and find_spec("dotenv"):
+    if all(find_spec(package) for package in ("pika", "dotenv", "rich")):
         return
     if PYTHON.exists() and sys.executable != str(PYTHON):
         os.execv(PYTHON, [str(PYTHON), *sys.argv])

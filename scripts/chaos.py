@@ -32,6 +32,7 @@ from pathlib import Path
 from _environment import ROOT
 from lab.forwarder import Forwarder
 from lab.nodes import Broker, Cluster, ContainerBroker, ContainerCluster, LocalBroker, LocalCluster, NoBroker
+from lab.waiting import until
 
 import worker
 from tasks import Attempt, Task, generate
@@ -87,6 +88,8 @@ class Chaos:
             "cut-frames": lambda: self.each_link(Forwarder.cut_in_mid_frame),
             "stall-links": self.stall_links,
         }
+        until(self.ready, "the workers to be ready", 120)
+        self.broker.keep_queues()  # see docs/guarantees.md: what a crash does to a queue that is only a moment old
         sender_log = self.folder / "sender.log"
         with sender_log.open("wb") as log:
             command = [sys.executable, str(ROOT / "sender.py"), "--file", "-", "--quiet"]
@@ -97,7 +100,6 @@ class Chaos:
             time.sleep(0.05)
             if sender.poll() not in (None, 0):
                 break
-        self.broker.keep_queues()  # see docs/guarantees.md: what a crash does to a queue that is only a moment old
         # every fault once, in the order of the seed, and then again, until the tasks or the time are used up
         pending: list[str] = []
         while time.monotonic() - started < self.arguments.seconds and (
@@ -113,6 +115,9 @@ class Chaos:
         sender.wait()
         self.calm_down()
         return self.report(sender_log.read_text(), time.monotonic() - started)
+
+    def ready(self) -> bool:
+        return all("worker_ready" in log.read_text() for log in self.folder.glob("worker-*.log"))
 
     def feed(self, sender: subprocess.Popen[bytes]) -> None:
         """Gives the sender its tasks a little faster than the workers can do them, so that it is at it all the time."""
@@ -155,8 +160,8 @@ class Chaos:
 
     def calm_down(self) -> None:
         """Waits until no task is left on its way."""
-        until = time.monotonic() + SETTLED_WITHIN
-        while self.left() and time.monotonic() < until:
+        deadline = time.monotonic() + SETTLED_WITHIN
+        while self.left() and time.monotonic() < deadline:
             self.revive_workers()
             time.sleep(0.2)
         for process in self.workers:
@@ -176,7 +181,7 @@ class Chaos:
         """What the broker says of each queue: name, ready, unacknowledged, consumers. Raises what asking it raises."""
         columns = ["name", "messages_ready", "messages_unacknowledged", "consumers"]
         rows = self.broker.ctl("--quiet", "list_queues", *columns).splitlines()
-        return [row for row in rows if row.startswith(QUEUE)]
+        return [row for row in rows if row.startswith(QUEUE) and ".begun." not in row]
 
     def left(self) -> int:
         """Tasks in the hands of workers, in the work queue and in the retry queues."""

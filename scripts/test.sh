@@ -7,6 +7,10 @@
 
 unset PYTHONPATH
 ensure_python requirements-test.txt
+if [ "$(id -u)" = 0 ] && ! command -v chromedriver >/dev/null 2>&1; then # for the pictures' tests
+  install_package fonts-dejavu-core font-dejavu
+  install_package chromium-driver chromedriver
+fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy

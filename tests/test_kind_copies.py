@@ -293,3 +293,24 @@ def test_after_an_alarm_there_is_one_copy_of_each_however_many_links_were_lost(
     assert sorted(json.loads(body)["id"] for body in bodies) == bad
     assert times(breakable) == dict.fromkeys(((n, 1) for n in bad), 1)
     stop(worker)
+
+
+def test_what_waits_in_vain_for_its_copy_is_not_counted_as_begun(breakable: Bench) -> None:
+    settings = {"RETRY_DELAYS": "900", "DELIVERY_LIMIT": "2"}
+    stop(start(breakable, **settings))
+    (number,) = give(breakable, "fail once")
+    definition = json.dumps({"max-length": 0, "overflow": "reject-publish"})
+    retry = f"{breakable.queue}.retry.900s"
+    with breakable.broker.channel() as channel:
+        put(channel, retry, [(b"{}", None)] * 2)  # a quorum queue takes one more than it should hold
+    breakable.broker.ctl("set_policy", breakable.queue, f"^{retry}$", definition, "--apply-to", "queues")
+    try:
+        for begun in range(1, 5):
+            worker = start(breakable, **settings)
+            until(lambda begun=begun: times(breakable)[number, 1] == begun, "it to be begun")  # type: ignore[misc]
+            stop(worker)
+    finally:
+        breakable.broker.ctl("clear_policy", breakable.queue)
+    worker = start(breakable, **settings)
+    worker.wait_for("task_retried")
+    assert breakable.ready(breakable.dead) == 0

@@ -13,24 +13,22 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 from pika import BasicProperties, URLParameters
-from pika.adapters.select_connection import IOLoop
 from pika.exceptions import AMQPError
 from pika.spec import Basic
 
 from workqueue.acknowledgements import Acknowledgements
 from workqueue.confirms import Confirms, OnConfirm
 from workqueue.errors import BrokerError, Stopped
+from workqueue.loop import Call, Loop, never, settle, wait_for
 from workqueue.wire import Wire
 
 SHORT_SECONDS = 0.001  # what comes of a delivery within so long is waited for, which is quicker than to be woken for it
-CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to stop
 CLOSE_SECONDS = 5.0  # how long a broker has to say good-bye
 HURRIED_SECONDS = 0.3  # the same, where it has not answered before and we were told to stop
 CANCELLED = (
@@ -39,71 +37,10 @@ CANCELLED = (
 )
 NO_STREAM = {"x-priority": 0}  # what every consumer has, and what a stream refuses: it would seem to be empty
 
-T = TypeVar("T")
-Call = Callable[[], Any]
 OnMessage = Callable[["Channel", Any, BasicProperties, bytes], None]
 
 open_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 making_sockets = threading.RLock()  # a fork waits for it, so that no child has a socket that nobody knows of yet
-
-
-def never() -> bool:
-    return False
-
-
-def wait_for(future: Future[T], interrupted: Callable[[], bool]) -> T:
-    """The result. Raises Stopped as soon as `interrupted` says so, and whatever the future holds."""
-    while True:
-        try:
-            return future.result(CHECK_SECONDS)
-        except TimeoutError:
-            if future.done():
-                return future.result()
-            if interrupted():
-                future.cancel()
-                raise Stopped from None
-
-
-def _settle(future: Future[Any], answer: Any, error: BaseException | None = None) -> None:
-    with suppress(InvalidStateError):  # nobody waits any more
-        if error:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
-
-
-class _Loop(IOLoop):
-    """pika's loop, which other threads wake once for many calls."""
-
-    def __init__(self) -> None:
-        self.calls: SimpleQueue[Call] = SimpleQueue()
-        self._asleep = False
-        super().__init__()
-
-    def submit(self, call: Call) -> None:
-        """From any thread, and from a signal handler."""
-        self.calls.put(call)
-        if self._asleep:
-            self._asleep = False
-            # not pika's add_callback_threadsafe: a signal may come while its lock is held, and its handler would wait
-            with suppress(OSError, AttributeError):  # the loop has ended
-                self._poller._w_interrupt.send(b"X")  # type: ignore[attr-defined]
-
-    def _get_remaining_interval(self) -> float | None:
-        self._asleep = True  # pika asks this right before it sleeps
-        if self.calls.empty():
-            return super()._get_remaining_interval()  # type: ignore[misc,no-any-return]
-        self._asleep = False
-        return 0
-
-    def make_calls(self, patience: float) -> None:
-        """Makes the calls of other threads; if there is none, those that come within `patience` seconds."""
-        with suppress(Empty):
-            call = self.calls.get(timeout=patience) if patience else self.calls.get_nowait()
-            for _ in range(self.calls.qsize()):  # what comes meanwhile has to wait, so that the socket has its turn
-                call()
-                call = self.calls.get_nowait()
-            call()
 
 
 class Connection:
@@ -115,12 +52,13 @@ class Connection:
     def __init__(self, parameters: URLParameters, interrupted: Callable[[], bool] = never) -> None:
         self.interrupted = interrupted
         self.reason: BaseException | None = None  # why it has ended
+        self.linger = SHORT_SECONDS  # how long what is delivered may wait for more, to be read together
         self.blocked = False  # the broker is out of memory or disk, and takes nothing from those who publish
         self.on_blocked: Callable[[bool], None] = lambda blocked: None
         self._channels: list[Channel] = []
         self._ended = threading.Event()
         self._opened: Future[None] = Future()
-        self._loop = _Loop()
+        self._loop = Loop()
         self._wire = Wire(parameters, self._loop, self._on_open, self._on_end)
         self._wire.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
         self._wire.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
@@ -140,6 +78,11 @@ class Connection:
     def frame_max(self) -> int:
         """Bytes in a frame at most."""
         return int(self._wire.params.frame_max)
+
+    @property
+    def server_properties(self) -> dict[str, Any]:
+        """What the broker says of itself: `product`, `version` and others."""
+        return dict(self._wire.server_properties or {})
 
     def channel(self) -> Channel:
         """A new channel. Raises the reason if the connection ends first."""
@@ -181,7 +124,7 @@ class Connection:
                 with making_sockets:
                     loop.process_timeouts()
                 delivered, self._delivered = self._delivered, False
-                loop.make_calls(SHORT_SECONDS if delivered else 0)
+                loop.make_calls(self.linger if delivered else 0)
                 for channel in self._channels:
                     channel.write_acknowledgements()
                 self._wire.flush()
@@ -269,6 +212,7 @@ class Channel:
         consumer_tag: str = "",
         exclusive: bool = False,
         arguments: dict[str, Any] | None = None,
+        auto_ack: bool = False,
     ) -> None:
         """`on_message_callback(channel, method, properties, body)` runs on the connection's thread: it must not wait.
 
@@ -277,7 +221,8 @@ class Channel:
 
         def deliver(wire: Any, method: Any, properties: BasicProperties, body: bytes) -> None:
             if self.is_open:
-                self.acknowledgements.delivered(method.delivery_tag)
+                if not auto_ack:
+                    self.acknowledgements.delivered(method.delivery_tag)
                 self.connection._has_delivered()
                 on_message_callback(self, method, properties, body)
 
@@ -285,6 +230,7 @@ class Channel:
             lambda done: self._wire.basic_consume(
                 queue,
                 deliver,
+                auto_ack=auto_ack,
                 consumer_tag=consumer_tag or None,
                 exclusive=exclusive,
                 arguments={**NO_STREAM, **(arguments or {})},
@@ -382,7 +328,7 @@ class Channel:
         exclusive: bool = False,
         arguments: dict[str, Any] | None = None,
     ) -> Any:
-        """An answer with `message_count` (ready) and `consumer_count`."""
+        """An answer with `queue`, `message_count` (ready) and `consumer_count`."""
         return self._rpc(
             lambda done: self._wire.queue_declare(
                 queue, passive=passive, durable=durable, exclusive=exclusive, arguments=arguments, callback=done
@@ -418,22 +364,22 @@ class Channel:
         """Has `ask(done)` called on the connection's thread, and waits until `done` is."""
         future: Future[Any] = Future()
 
-        def settle(answer: Any, error: BaseException | None = None) -> None:
+        def answered(answer: Any, error: BaseException | None = None) -> None:
             with self._guard:
                 self._waiting.discard(future)
-            _settle(future, getattr(answer, "method", answer), error)
+            settle(future, getattr(answer, "method", answer), error)
 
         def call() -> None:
             try:
-                ask(settle)
+                ask(answered)
             except Exception as error:
-                settle(None, self.reason or error)
+                answered(None, self.reason or error)
 
         with self._guard:
             self._waiting.add(future)
         self._submit(call)
         if not self.is_open:  # it may have ended before it was to make this call
-            settle(None, self._why())
+            answered(None, self._why())
         return wait_for(future, self.connection.interrupted)
 
     def _why(self) -> BaseException:
@@ -483,7 +429,7 @@ class Channel:
         with self._guard:
             waiting, self._waiting = self._waiting, set()
         for future in waiting:
-            _settle(future, None, reason)
+            settle(future, None, reason)
         if self._confirms:
             self._confirms.lost()
         self.on_end()

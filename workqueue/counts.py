@@ -59,7 +59,7 @@ class Counts:
         self._from_the_first = settings.delivery_limit == 1
 
     def begun(self, delivery: Delivery) -> AbstractContextManager[int]:
-        """For as long as it runs. How often it was begun before; marks that it is begun once more."""
+        """Until it is settled. How often it was begun before; marks that it is begun once more."""
         return self._counted(delivery) if delivery.suspect or self._from_the_first else NEVER_BEGUN
 
     @contextmanager
@@ -69,6 +69,8 @@ class Counts:
         if alone:
             self._last_attempt.acquire()
         try:
+            if alone:  # with the answer, the acknowledgement of the one before is out of our hands
+                count = self._count(delivery)
             if count >= limit:
                 time.sleep(BACK_WITHIN_SECONDS)
                 count = self._count(delivery)

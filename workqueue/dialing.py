@@ -13,8 +13,9 @@ from concurrent.futures import Future, InvalidStateError
 from pika import SSLOptions, URLParameters
 
 from config import Settings, tls_context
-from workqueue.connection import Connection, never, wait_for
+from workqueue.connection import Connection
 from workqueue.errors import FAILURES, NO_ADDRESS, REFUSES_CERTIFICATE, TIMED_OUT, BrokerError, Refused, explain
+from workqueue.loop import never, wait_for
 from workqueue.streams import fill_missing_streams
 
 _last_good: list[str] = []  # the URL that answered last is tried first: another may be frozen, and cost its time-out

@@ -211,9 +211,24 @@ def _unusable_files(failure: _Failure) -> BrokerError | None:
     return BrokerError(f"no TLS for now: {failure.error}") if isinstance(failure.error, SettingError) else None
 
 
+def _forced(failure: _Failure) -> BrokerError | None:
+    if failure.code != 320:
+        return None
+    ended = BrokerError(f"the broker ended the connection ({failure.reason})")
+    ended.brief = "the broker ended the connection"  # it is being stopped, or somebody closed it there
+    return ended
+
+
 _Rule = Callable[[_Failure], BrokerError | None]
 _OF_A_CHANNEL: tuple[_Rule, ...] = (_other_arguments, _stream, _held_by_another, _not_allowed, _too_long, _no_queue)
-_OF_A_CONNECTION: tuple[_Rule, ...] = (_stream, _bad_credentials, _bad_virtual_host, _bad_certificate, _unusable_files)
+_OF_A_CONNECTION: tuple[_Rule, ...] = (
+    _stream,
+    _bad_credentials,
+    _bad_virtual_host,
+    _bad_certificate,
+    _forced,
+    _unusable_files,
+)
 
 
 def _root(error: BaseException) -> BaseException:

@@ -195,7 +195,7 @@ def _repeated(details: dict[str, Any]) -> str:
 
 # Terminals
 
-COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)  # of ANSI, that are read on light and on dark
+COLOURS = (36, 33, 35, 32, 34, 93, 96, 92, 95, 94)  # of ANSI, that are read on light and on dark
 UP_AND_CLEAR = "\x1b[A\r\x1b[2K"
 
 

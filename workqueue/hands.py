@@ -28,7 +28,7 @@ from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.connection import Channel
-from workqueue.deliveries import Delivery, Outcome
+from workqueue.deliveries import Delivery, Outcome, Retry
 
 PARKED_AFTER_SECONDS = 1.0  # what waits for its copy for longer holds no place any more
 MOST_PARKED = 1000
@@ -93,23 +93,28 @@ class Hands:
             self._forget(delivery)
             return False
 
-    def acknowledge(self, delivery: Delivery, outcome: Outcome) -> bool:
-        """Whether it could be; if not, its connection was lost, and it is acknowledged when it comes again."""
+    def waits_for_copy(self, delivery: Delivery) -> bool:
+        """Still: it was not given back, nor lost for good. On the publisher's threads."""
+        return delivery in self._in_hand
+
+    def acknowledge(self, delivery: Delivery, outcome: Outcome, report: Callable[[Delivery], None]) -> None:
+        """And calls `report`. If its connection is lost, it is acknowledged, and reported, when it comes again."""
         delivery.identity  # noqa: B018  # takes its time: not under the guard
         with self._guard:
             if delivery not in self._in_hand:  # given back meanwhile
-                return False
+                return
             channel, tag = delivery.channel, delivery.tag
             delivery.settled(outcome)
             self.on_settled(delivery)
             if not channel.is_open:
                 del self._in_hand[delivery]
                 self._expect(delivery)  # nobody may have said yet that it is lost
-                return False
+                return
+            delivery.reported = True  # in a moment, and by nobody else, though it may come again before
             self._remember(delivery)
         channel.basic_ack(tag)  # may wake the connection's thread, which may want the guard
+        report(delivery)
         self._in_hand.pop(delivery, None)  # only now: a worker that stops waits for what is in hand
-        return True
 
     def _remember(self, delivery: Delivery) -> None:
         if delivery.key:
@@ -126,6 +131,8 @@ class Hands:
             waiting = [delivery for delivery in list(self._in_hand) if delivery.waits_since]
             for delivery in waiting:
                 del self._in_hand[delivery]
+                if isinstance(delivery.outcome, Retry):  # it has not ended this worker: no mark of it stays
+                    self.on_settled(delivery)
                 delivery.channel.basic_nack(delivery.tag)
         return len(waiting)
 
@@ -150,8 +157,11 @@ class Hands:
             equal = {delivery.key for delivery in self._drop_held()}
             self._limit = self._redelivered_in_a_row = self._claims = 0
             self._claim_at = 0.0
-            for delivery in list(self._in_hand):
+            unsettled = [delivery for delivery in list(self._in_hand) if not delivery.settled_at]
+            for delivery in unsettled:
                 self._expect(delivery)
+                if delivery.waits_since and not delivery.key:  # it comes again, and nobody can tell that it is this one
+                    del self._in_hand[delivery]
             uncertain = [d for d in self._acknowledged if d.channel.acknowledgements.may_come_back(d.tag)]
             self._acknowledged.clear()
             keys = [delivery.key for delivery in uncertain]
@@ -162,7 +172,7 @@ class Hands:
                     delivery.reported = True
                     self._expect(delivery)
             self._forget_old()
-            lost = [delivery for delivery in list(self._in_hand) if not delivery.lost]
+            lost = [delivery for delivery in unsettled if not delivery.lost]
             for delivery in lost:
                 delivery.lost = True
             return lost

@@ -39,6 +39,7 @@ class _Sent:
     message: Message
     on_settled: OnSettled
     once: bool = False  # it is not to be tried again when it is refused
+    wanted: Callable[[], bool] = lambda: True
     again: bool = False  # it was handed to a broker before
     alone: bool = False  # the broker has ended a channel for it: what is on its way beside it would be sent twice
     delays: Iterator[float] | None = None  # before it is sent again
@@ -89,11 +90,19 @@ class Publisher:
 
     # For any thread
 
-    def publish(self, queue: str, message: Message, on_settled: OnSettled, once: bool = False) -> None:
-        """`once`: what is refused is not tried again. Raises what has ended the publisher."""
+    def publish(
+        self,
+        queue: str,
+        message: Message,
+        on_settled: OnSettled,
+        once: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`once`: what is refused is not tried again. `wanted` is asked before it is sent: if not, it is dropped, and
+        nobody is told. Raises what has ended the publisher."""
         if self.error:
             raise self.error
-        self._to_send.append(_Sent(queue, message, on_settled, once))
+        self._to_send.append(_Sent(queue, message, on_settled, once, wanted))
         if self._thread is None:
             with self._guard:
                 if self._thread is None:
@@ -103,6 +112,8 @@ class Publisher:
         if channel and not self._waking:  # one wake-up for many messages
             self._waking = True
             channel.connection.submit(self._send)
+            if channel is not self._channel:  # it has ended, and with it the call, it may be
+                self._waking = False
 
     def close(self, timeout: float | None = None) -> None:
         """Returns when all is settled and the connection is closed, or after `timeout` seconds.
@@ -133,6 +144,8 @@ class Publisher:
             channel = self._channel
             while channel and not channel.connection.blocked and self._to_send and not self._must_wait():
                 sent = self._to_send.popleft()
+                if not sent.wanted():
+                    continue
                 self._sent[sent] = None
                 self.published += not sent.again
                 sent.again = True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from workqueue.messages import Message
-from workqueue.streams import OutputClosed, note, say
+from workqueue.streams import OutputClosed, note, say, show
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -64,6 +67,9 @@ class SendReport:
             if self._failed[outcome] <= MOST_FAILURES:
                 self.note(f"Not delivered, {outcome}: {label}")
 
+    def _lose(self, error: OutputClosed) -> None:
+        self.error = error
+
     def finish(self) -> None:
         """Returns when all that was settled is told. Raises OutputClosed."""
         self._finish()
@@ -76,13 +82,13 @@ class SendReport:
 
     def _advance_bar(self) -> None:
         if self._bar is None:
-            self._bar = _progress_bar(self._total)
+            self._bar = _progress_bar(self._total, _Terminal(self._lose))
             self._bar.start()
         if self.confirmed % 100 == 0:
             self._bar.update(self._bar.task_ids[0], completed=self.confirmed)
 
     def note(self, line: str) -> None:
-        if self._bar:
+        if self._bar and not self.error:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             note(line)
@@ -92,7 +98,10 @@ class SendReport:
 
         Returns whether all is well.
         """
-        self._finish()
+        try:
+            self._finish()
+        except KeyboardInterrupt:  # what cannot be printed is given up within a second now
+            self._done.wait()
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self.confirmed)
             self._bar.stop()
@@ -102,13 +111,36 @@ class SendReport:
         line = f"{sent} task{'s' if sent != 1 else ''} sent, {self.confirmed} confirmed{failures}"
         try:
             say(line)
-        except OutputClosed:
+        except (OutputClosed, KeyboardInterrupt):
             note(line)
         return self.error is None and self.confirmed == sent
 
 
-def _progress_bar(total: int | None) -> Progress:
+class _Terminal(io.StringIO):
+    """Standard output, for rich: a terminal that is gone, or stands still, ends no thread and holds up no stop."""
+
+    def __init__(self, on_error: Callable[[OutputClosed], None]) -> None:
+        super().__init__()
+        self._on_error = on_error
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # the stubs let it be set
+        return getattr(sys.__stdout__, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        try:
+            show(text)
+        except OutputClosed as error:
+            self._on_error(error)
+        return len(text)
+
+
+def _progress_bar(total: int | None, terminal: _Terminal) -> Progress:
     """A bar with count, rate and time. rich is imported only here, where it draws."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
     from rich.text import Text
 
@@ -116,6 +148,7 @@ def _progress_bar(total: int | None) -> Progress:
         def render(self, task: Task) -> Text:
             return Text(f"{task.finished_speed or task.speed or 0:,.0f} tasks/s")
 
-    progress = Progress("Sending", BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn())
+    columns = ("Sending", BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn())
+    progress = Progress(*columns, console=Console(file=terminal))
     progress.add_task("", total=total)
     return progress

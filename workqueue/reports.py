@@ -1,7 +1,8 @@
 """What a worker has to say of its tasks, and who says it.
 
 A work thread prints what it has done itself. What is settled on a thread that must not wait for whoever reads the
-output (a copy was confirmed, a finished task came again) is printed by the main thread, in `attend`.
+output (a copy was confirmed, a finished task came again, a line about copies) is printed by the main thread, in
+`attend`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Reports:
         self.completed = 0
         self._output = output
         self._guard = Lock()
-        self._waiting: SimpleQueue[Delivery | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Delivery | str | None] = SimpleQueue()
 
     def now(self, delivery: Delivery) -> None:
         """Says how it ended. Raises OutputClosed."""
@@ -31,9 +32,14 @@ class Reports:
             with self._guard:
                 self.completed += 1
         self._output.event(event, delivery, **details)
+        delivery.task = None  # its payload may be large, and the delivery is remembered for a while
 
     def later(self, delivery: Delivery) -> None:
         self._waiting.put(delivery)
+
+    def note(self, line: str) -> None:
+        """For people who look after the worker, from a thread that must not wait."""
+        self._waiting.put(line)
 
     def wake(self) -> None:
         """Has `attend` return. From any thread, and from a signal handler."""
@@ -42,8 +48,10 @@ class Reports:
     def attend(self, seconds: float) -> None:
         """Says what others have to say; waits for it, or for `wake`, so many seconds. Raises OutputClosed."""
         with suppress(Empty):
-            delivery = self._waiting.get(timeout=seconds)
+            what = self._waiting.get(timeout=seconds)
             while True:
-                if delivery:
-                    self.now(delivery)
-                delivery = self._waiting.get_nowait()
+                if isinstance(what, str):
+                    self._output.note(what)
+                elif what:
+                    self.now(what)
+                what = self._waiting.get_nowait()

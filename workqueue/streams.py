@@ -69,12 +69,17 @@ def fill_missing_streams() -> None:
 
 
 def say(line: str) -> None:
-    """Writes a line to standard output at once, whole, so that lines of several threads and processes never mix.
+    """Writes a line to standard output: see `show`."""
+    show(f"{line}\n")
+
+
+def show(text: str) -> None:
+    """Writes to standard output at once, the whole of it, so that several threads and processes never mix.
 
     Straight to the file descriptor: nothing is buffered that an abrupt end could lose. Raises OutputClosed.
     """
     try:
-        _write_line(1, f"{line}\n".encode(getattr(sys.__stdout__, "encoding", None) or "utf-8", "backslashreplace"))
+        _write_line(1, text.encode(getattr(sys.__stdout__, "encoding", None) or "utf-8", "backslashreplace"))
     except OSError as error:
         raise OutputClosed(f"standard output is gone ({error.strerror})") from None
 

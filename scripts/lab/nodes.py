@@ -18,8 +18,9 @@ from typing import Any
 from pika import URLParameters
 
 from lab.waiting import until
-from workqueue.connection import Channel, Connection, never
+from workqueue.connection import Channel, Connection
 from workqueue.errors import FAILURES, BrokerError, Stopped
+from workqueue.loop import never
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "rabbitmq:4-management"
