@@ -289,11 +289,15 @@ class Bench:
         self.note("no-op tasks by concurrency, prefetch", "/s", self.stage.in_turns(settings, rate))
 
     def events(self) -> None:
-        """No-op tasks a second at prefetch 10: without events, with events for nobody, and for one who watches."""
+        """No-op tasks a second: without events, with events for nobody, and for one who watches."""
+        for prefetch in ("1", "10"):
+            self.events_at(prefetch)
+
+    def events_at(self, prefetch: str) -> None:
         queue = "events"
 
         def rate(setting: str) -> float:
-            flags = ["--prefetch", "10", *([] if setting == "off" else ["--events"])]
+            flags = ["--prefetch", prefetch, *([] if setting == "off" else ["--events"])]
             self.stage.fill(OWN, queue, TOLD)
             with self.stage.broker.channel() as channel:
                 if setting == "watched":
@@ -306,10 +310,11 @@ class Bench:
             self.stage.drop(queue)
             return (TOLD - 1) / float(report["last"] - report["first"])
 
-        figure = "no-op tasks by events, prefetch 10"
+        figure = f"no-op tasks by events, prefetch {prefetch}"
         medians = self.note(figure, "/s", self.stage.in_turns(["off", "unwatched", "watched"], rate))
-        self.verdict("no-op tasks, events nobody watches / off", medians["unwatched"] / medians["off"], 0.98, True)
-        self.verdict("no-op tasks, watched events / off", medians["watched"] / medians["off"], 0.95, True)
+        unwatched, watched = (medians[setting] / medians["off"] for setting in ("unwatched", "watched"))
+        self.verdict(f"prefetch {prefetch}, events nobody watches / off", unwatched, 0.98, True)
+        self.verdict(f"prefetch {prefetch}, watched events / off", watched, 0.95, True)
 
     def workers(self) -> None:
         """No-op tasks a second of ever more workers, over two seconds in which all of them consume."""
