@@ -17,12 +17,14 @@ PYTHON = ROOT / ".venv/bin/python"
 
 def enter() -> None:
     """Starts the program again with the interpreter of `.venv`, where this one lacks our packages."""
-    if all(find_spec(package) for package in ("pika", "dotenv", "rich")):
+    missing = [package for package in ("pika", "dotenv", "rich") if not find_spec(package)]
+    if not missing:
         return
     if PYTHON.exists() and sys.executable != str(PYTHON):
         os.execv(PYTHON, [str(PYTHON), *sys.argv])
     name = os.path.basename(sys.argv[0])
-    print(f"{name}: pika is not installed: pip install -r requirements.txt, or scripts/demo.sh", file=sys.stderr)
+    how = "pip install -r requirements.txt, or scripts/demo.sh"
+    print(f"{name}: {missing[0]} is not installed: {how}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -48,11 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     except (config.SettingError, Unusable) as error:
         note(f"watch.py: {error}")
         return 2
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "rich":
-            raise
-        note("watch.py: rich is not installed: pip install -r requirements.txt")
-        return 2
     except (*FAILURES, BrokerError) as error:
         failure = explain(error, config.load())
         note(f"watch.py: {failure}")

@@ -158,7 +158,7 @@ def test_a_look_tells_all_and_changes_nothing(breakable: Bench) -> None:
             worker.publish(worker.begin("Process image resize", waited=7.0))
         for number in range(5):
             breakable.publish_as_sender(json.dumps({"id": number, "task": "t", "difficulty": 1}).encode())
-        done = call(breakable, "--once")
+        done = call(breakable, "--once", COLUMNS="120")
     assert done.returncode == 0, done.stderr
     assert "RabbitMQ" in done.stdout
     assert "2 consumers" in done.stdout
@@ -436,7 +436,7 @@ def test_without_rich_there_is_one_line(bench: Bench) -> None:
     command = [sys.executable, "-c", without, str(ROOT / SCRIPT), "--once"]
     done = subprocess.run(command, env=bench.environment(), capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "watch.py: rich is not installed: pip install -r requirements.txt\n"
+    assert done.stderr == "watch.py: rich is not installed: pip install -r requirements.txt, or scripts/demo.sh\n"
 
 
 @pytest.mark.parametrize("arguments", [["--once"], []])
