@@ -324,8 +324,8 @@ def test_huge_bodies_leave_the_memory_of_a_worker_flat(breakable: Bench) -> None
         breakable.take_dead(count)
         return int(process.memory_info().rss)
 
-    first = memory_after(3)
-    assert memory_after(12) < first + (15 << 20)
+    rounds = [memory_after(6) for _ in range(4)]
+    assert rounds[3] < max(rounds[:2]) + (15 << 20), rounds
 
 
 class Raw:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -26,7 +27,10 @@ from lab.forwarder import Forwarder
 from lab.nodes import ROOT, Broker, Cluster
 from lab.waiting import until
 from pika import BasicProperties
+from pika.exceptions import ChannelClosedByBroker
 from programs import Bench, Program, copy_project
+
+from workqueue.errors import Stopped
 
 EXISTING = {"QUEUE_TYPE": "existing"}
 Arguments = dict[str, Any]
@@ -378,6 +382,20 @@ def test_a_permission_that_is_not_needed_is_not_asked_for(
 # Nodes
 
 
+def answers_about(broker: Broker, queue: str) -> bool:
+    """RabbitMQ 4.3 may say nothing at all about a queue whose node is away, until it is back."""
+    with broker.channel() as channel:
+        deadline = time.monotonic() + 5
+        channel.connection.interrupted = lambda: time.monotonic() > deadline
+        try:
+            channel.queue_declare(queue, passive=True)
+        except ChannelClosedByBroker:
+            return True
+        except Stopped:
+            return False
+    return True
+
+
 def test_a_queue_whose_node_is_away_is_waited_for(cluster: Bench) -> None:
     """By workers and senders of every set-up, and by what has to be put aside; in a moment all goes on by itself."""
     broker = cluster.broker
@@ -413,7 +431,8 @@ def test_a_queue_whose_node_is_away_is_waited_for(cluster: Bench) -> None:
         with here.channel() as channel:
             body = json.dumps({"id": number, "task": name, "difficulty": 0}).encode()
             programs.put(channel, other, [(body, BasicProperties(message_id=name))])
-    until(lambda: "node is away" in workers[2].stderr and "node is away" in workers[0].stderr, "the reason", 30)
+    if answers_about(here, cluster.queue):
+        until(lambda: all("node is away" in workers[number].stderr for number in (0, 2)), "the reason", 30)
     broker.start()
     assert [sender.wait(90) for sender in senders] == [0, 0]
     until(lambda: sum(len(worker.events("task_completed")) for worker in workers) == 2, "both tasks", 60)

@@ -29,6 +29,12 @@ FAILURES = (AMQPError, AMQPConnectorException, OSError, SettingError)
 """What can be raised between us and a broker; pika's time-outs are no AMQPError."""
 
 TIMED_OUT = os.strerror(errno.ETIMEDOUT)
+IN_FEW_WORDS = {  # where a line a try has to fit a terminal
+    "Connection reset by peer": "connection reset",
+    "Transport indicated EOF": "connection closed",
+    "Name or service not known": "unknown host",
+    "Temporary failure in name resolution": "no name server",
+}
 NO_ADDRESS = "this machine has no way to that address"
 REFUSES_CERTIFICATE = re.compile("ALERT_.*(CERTIFICATE|UNKNOWN_CA)")
 
@@ -100,7 +106,7 @@ def explain(error: BaseException, settings: Settings, url: str = "") -> BrokerEr
         return BrokerError(f"the broker closed the channel or the connection: {text}")
     if url:
         unreachable = BrokerError(f"no broker answers at {where} ({text}): is it running, and RABBITMQ_URL right?")
-        unreachable.brief, unreachable.where = f"no broker ({text})", where
+        unreachable.brief, unreachable.where = f"no broker ({IN_FEW_WORDS.get(text, text)})", where
         return unreachable
     return BrokerError(f"the connection to the broker is lost ({text})")
 
