@@ -56,7 +56,7 @@ class Task:
         """The task in a message body. Raises BadTask, and nothing else, for any other bytes."""
         try:
             text = body.decode()
-            members = json.loads(text, object_pairs_hook=_members, parse_constant=_no_constant)
+            members = _DECODER.decode(text)
             if "\\u" in text:  # half of a surrogate pair can be written as an escape, but is no character
                 json.dumps(members, ensure_ascii=False).encode()
         except BadTask:
@@ -112,7 +112,7 @@ _MEMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "difficulty": (_is_difficulty, "a finite number, 0 or more"),
     "payload": (lambda value: value is None or isinstance(value, dict), "an object"),
 }
-
+_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_no_constant)
 
 DEMO_BATCH = (
     Task(1, "Process image resize", 3),

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import pika.data
@@ -35,6 +36,9 @@ _SPECIAL: dict[bytes, Callable[..., Any]] = {
     b"T": lambda seconds: datetime.fromtimestamp(seconds, UTC),
     b"D": lambda decimals, digits: Decimal(digits).scaleb(-decimals),
 }
+
+
+SHORT_BYTES = 64  # of headers that are read once for many messages
 
 
 class Headers(dict[str, Any]):
@@ -152,7 +156,14 @@ def decode_table(encoded: bytes, offset: int) -> tuple[Headers, int]:
     """The table at `offset`, and where it ends."""
     starts = offset + _LENGTH.size
     ends = starts + _LENGTH.unpack_from(encoded, offset)[0]
-    return Headers(encoded[starts:ends]), ends
+    table = encoded[starts:ends]
+    return (_short(table) if len(table) <= SHORT_BYTES else Headers(table)), ends
+
+
+@lru_cache(maxsize=64)
+def _short(table: bytes) -> Headers:
+    """What a sender publishes within a millisecond has the same headers, which nobody can change."""
+    return Headers(table)
 
 
 def encode_table(pieces: list[bytes], table: Any) -> int:
