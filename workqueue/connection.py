@@ -286,7 +286,7 @@ class Channel:
         """With `confirm_delivery`, `on_confirm` is called once, on the connection's thread, with what became of it."""
 
         def publish() -> None:
-            if not self.is_open:
+            if not (self.is_open and self._wire.is_open):  # it may be closing, and not say yet why
                 if on_confirm:
                     on_confirm(Confirms.LOST)
                 return
