@@ -627,3 +627,29 @@ def test_what_crosses_the_cancellation_of_a_stop_is_given_back(
     assert found.code == 0
     assert bench.ready() == 1 - found.count("task_completed")
     assert len(found.runs) == found.count("task_completed")
+
+
+def test_what_is_published_without_a_callback_is_confirmed_like_all_else(bench: Bench, connection: Connection) -> None:
+    channel = declared(bench, connection)
+    channel.confirm_delivery()
+    outcomes: list[str] = []
+    for _ in range(3):
+        channel.basic_publish("", bench.queue, b"nobody asks for its confirm")
+    channel.basic_publish("", "no such queue", b"asked for", mandatory=True, on_confirm=outcomes.append)
+    until(lambda: outcomes, "its outcome")
+    assert outcomes == ["returned"], "it was given the confirm of another"
+    assert channel.queue_declare(bench.queue, passive=True).message_count == 3, "the channel has lived through it"
+
+
+def test_what_meets_a_closing_channel_was_not_refused(bench: Bench, connection: Connection) -> None:
+    channel = declared(bench, connection)
+    channel.confirm_delivery()
+    outcomes: list[str] = []
+
+    def close_and_publish() -> None:
+        channel._wire.close()
+        channel.basic_publish("", bench.queue, b"too late", on_confirm=outcomes.append)
+
+    connection.submit(close_and_publish)
+    until(lambda: outcomes, "its outcome")
+    assert outcomes == ["lost"]  # so that it is sent again

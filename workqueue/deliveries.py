@@ -155,6 +155,8 @@ class Delivery:
         """What a handler may know of this attempt; its progress becomes an event."""
 
         def progress(done: float, total: float) -> None:
+            if self.settled_at:  # a thread of the handler's own that goes on after it has returned
+                return
             self.progress = done, total
             event("task_progress", self, done=done, total=total)
 
