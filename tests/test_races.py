@@ -653,3 +653,23 @@ def test_what_meets_a_closing_channel_was_not_refused(bench: Bench, connection: 
     connection.submit(close_and_publish)
     until(lambda: outcomes, "its outcome")
     assert outcomes == ["lost"]  # so that it is sent again
+
+
+def test_a_handlers_own_thread_tells_no_progress_of_a_task_that_is_settled(
+    bench: Bench, settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = threading.Event()
+
+    def handle(task: Task, attempt: Attempt) -> None:
+        def go_on() -> None:
+            until(lambda: found.count("task_completed"), "it to be told")
+            attempt.progress(1, 2)
+            late.set()
+
+        threading.Thread(target=go_on).start()
+
+    with running(settings, monkeypatch, lambda task: None) as found:
+        found.worker.handle = handle
+        bench.publish(BODY, BasicProperties(message_id="m"))
+        assert late.wait(15)
+    assert "task_progress" not in found.events
