@@ -64,7 +64,7 @@ def message(task: Task) -> Message:
 def publish(to_send: Iterator[Task], queue: str, publisher: Publisher, report: SendReport) -> None:
     """Publishes the tasks, no more than the window unconfirmed at once, and waits for the broker's answers."""
     for task in to_send:
-        report.room.acquire()
+        report.room.get()
         if report.error:
             raise report.error
         publisher.publish(queue, message(task), report.settled)
@@ -76,7 +76,7 @@ def send(to_send: Iterator[Task], settings: Settings, report: SendReport) -> int
     """Publishes the tasks, says how that ended, and returns the exit code."""
     name = f"sender-{uuid.uuid4().hex[:8]}"
     publisher = Publisher(settings, name, declare_task_queue, report.note, settings.connect_timeout_seconds)
-    publisher.on_failure = lambda error: report.room.release()  # for whoever waits, to be told
+    publisher.on_failure = lambda error: report.room.put(None)  # for whoever waits, to be told
     exit_code = 0
     try:
         try:

@@ -46,10 +46,9 @@ class Task:
     extra: dict[str, Any] = field(default_factory=dict)  # members that this version does not know
 
     def encode(self) -> bytes:
-        members: dict[str, Any] = {"id": self.id, "task": self.task, "difficulty": self.difficulty}
-        if self.payload is not None:
-            members["payload"] = self.payload
-        return json.dumps({**members, **self.extra}, ensure_ascii=False, allow_nan=False).encode()
+        payload = {} if self.payload is None else {"payload": self.payload}
+        members = {"id": self.id, "task": self.task, "difficulty": self.difficulty, **payload, **self.extra}
+        return _ENCODER.encode(members).encode()
 
     @classmethod
     def decode(cls, body: bytes) -> Task:
@@ -112,6 +111,7 @@ _MEMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "difficulty": (_is_difficulty, "a finite number, 0 or more"),
     "payload": (lambda value: value is None or isinstance(value, dict), "an object"),
 }
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_no_constant)
 
 DEMO_BATCH = (

@@ -187,7 +187,7 @@ class Worker:
         try:
             while True:
                 delivery = self.hands.next()
-                self.ready.wait()
+                self.ready.is_set() or self.ready.wait()
                 if not self.stopping and self.hands.begin(delivery):
                     with self.counts.begun(delivery) as times:
                         self.settle(delivery, self.attempt(delivery, times))

@@ -126,8 +126,10 @@ class Delivery:
         The counts are part of it: a copy for another attempt has the id and the body of the original, and must run.
         """
         counts = [count_of(self.properties, name) for name in ("x-attempts", "x-replays")]
-        about = f"{self.properties.message_id!r} {self.properties.timestamp} {counts}".encode(errors="replace")
-        return blake2b(self.body, key=blake2b(about, digest_size=32).digest(), digest_size=16).digest()
+        about = f"{self.properties.message_id!r} {self.properties.timestamp} {counts} {len(self.body)}"
+        digest = blake2b(self.body, digest_size=16)
+        digest.update(about.encode(errors="replace"))
+        return digest.digest()
 
     @property
     def key(self) -> bytes | None:

@@ -33,7 +33,7 @@ SHUTDOWN = 320  # the broker's code for an end that is nobody's fault
 CLOSED_BY_BROKER = (ChannelClosedByBroker, ConnectionClosedByBroker)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Sent:
     queue: str
     message: Message

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 MOST_LINES = 20  # tasks that a sender names on a terminal, before it draws a bar instead
+MOST_ON_THEIR_WAY = 1_000_000  # at once: more would stand in memory for nothing, whatever the window allows
 MOST_FAILURES = 10  # of a kind that a sender names one by one
 
 
@@ -28,7 +29,9 @@ class SendReport:
         """`total` is the number of tasks, where it is known. `window` tasks may be on their way, or wait to be told of:
         whoever reads slowly slows the sending, and not the answering of heartbeats."""
         self.confirmed = 0
-        self.room = threading.Semaphore(window)
+        self.room: SimpleQueue[None] = SimpleQueue()  # a semaphore, in a third of its time
+        for _ in range(min(window, MOST_ON_THEIR_WAY)):
+            self.room.put(None)
         self.error: OutputClosed | None = None
         self._failed: Counter[str] = Counter()
         self._quiet = quiet
@@ -41,7 +44,11 @@ class SendReport:
 
     def settled(self, message: Message, outcome: str) -> None:
         """For the publisher, on a thread that must not wait."""
-        self._settled.put((message, outcome))
+        if self._quiet and outcome == "confirmed":  # nothing to print, for which a thread would have to be woken
+            self.confirmed += 1
+            self.room.put(None)
+        else:
+            self._settled.put((message, outcome))
 
     def _tell(self) -> None:
         while settled := self._settled.get():
@@ -50,7 +57,7 @@ class SendReport:
                 self._count(message.label, outcome)
             except OutputClosed as error:
                 self.error = error
-            self.room.release()
+            self.room.put(None)
         self._done.set()
 
     def _count(self, label: str, outcome: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pika import SelectConnection, URLParameters
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.heartbeat import HeartbeatChecker
+from pika.spec import Basic
 
 ONE_WRITE = 2**16  # bytes that are held back at most, to be written together
 
@@ -82,6 +83,12 @@ class Wire(SelectConnection):
             self._held_back += frame
         if len(self._held_back) > ONE_WRITE:
             self.flush()
+
+    def _has_pending_callbacks(self, value: Any) -> int | None:
+        if value.method.INDEX == Basic.Deliver.INDEX:  # most of all frames, and nobody waits for one
+            return None
+        pending: int | None = super()._has_pending_callbacks(value)  # type: ignore[misc]
+        return pending
 
     def _create_heartbeat_checker(self) -> HeartbeatChecker | None:
         heartbeat = self.params.heartbeat
