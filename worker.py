@@ -71,7 +71,7 @@ class Worker:
         while not self.may_end():
             connected_at, completed = time.monotonic(), self.reports.completed
             try:
-                with dial(self.settings, self.name, self.may_end) as connection:
+                with dial(self.settings, self.name, self.may_end, self.output.note) as connection:
                     connected_at = time.monotonic()
                     self.consume(connection)
                     break

@@ -217,6 +217,13 @@ def test_a_worker_that_nobody_answers_obeys_a_signal(bench: Bench, unhelpful: Si
             assert len(program.events("worker_stopped")) == 1
 
 
+def test_a_broker_that_does_not_answer_for_long_is_told_of_once(bench: Bench, unhelpful: SilentOnceOpen) -> None:
+    worker = started(bench, "record", RABBITMQ_URL=unhelpful.url, HEARTBEAT_SECONDS="60")
+    until(lambda: "the broker does not answer: waiting" in worker.stderr, "the line", seconds=20)
+    assert took(worker, SOON) == 0
+    assert worker.stderr.count("does not answer") == 1
+
+
 def test_a_worker_on_a_stalled_link_obeys_a_signal(breakable: Bench, link: Forwarder) -> None:
     worker = ready(breakable, "record", HEARTBEAT_SECONDS="30")
     link.stall()

@@ -35,6 +35,7 @@ CANCELLED = (
     "the broker cancelled the consumer: the queue was deleted, its node is gone, or a task ran for longer than the "
     "broker waits for its acknowledgement (consumer_timeout in rabbitmq.conf)"
 )
+SILENT = "the broker does not answer: waiting (is one of its nodes away?)"
 NO_STREAM = {"x-priority": 0}  # what every consumer has, and what a stream refuses: it would seem to be empty
 
 OnMessage = Callable[["Channel", Any, BasicProperties, bytes], None]
@@ -55,6 +56,7 @@ class Connection:
         self.linger = SHORT_SECONDS  # how long what is delivered may wait for more, to be read together
         self.blocked = False  # the broker is out of memory or disk, and takes nothing from those who publish
         self.on_blocked: Callable[[bool], None] = lambda blocked: None
+        self.note: Callable[[str], None] = lambda line: None  # gets a line for people, on the thread of who waits
         self._channels: list[Channel] = []
         self._ended = threading.Event()
         self._opened: Future[None] = Future()
@@ -106,6 +108,11 @@ class Connection:
     def submit(self, call: Call) -> None:
         """Has the connection's thread make a call; it is dropped if the connection has ended."""
         self._loop.submit(call)
+
+    def on_silence(self) -> None:
+        """RabbitMQ 4.3 says nothing about a queue whose node is away, until it is back or a minute has passed."""
+        if self.is_open and not self.blocked:  # or that is what was told
+            self.note(SILENT)
 
     def __enter__(self) -> Connection:
         return self
@@ -380,7 +387,7 @@ class Channel:
         self._submit(call)
         if not self.is_open:  # it may have ended before it was to make this call
             answered(None, self._why())
-        return wait_for(future, self.connection.interrupted)
+        return wait_for(future, self.connection.interrupted, self.connection.on_silence)
 
     def _why(self) -> BaseException:
         return self.reason or self.connection.reason or BrokerError("the channel has ended")

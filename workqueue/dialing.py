@@ -21,8 +21,14 @@ from workqueue.streams import fill_missing_streams
 _last_good: list[str] = []  # the URL that answered last is tried first: another may be frozen, and cost its time-out
 
 
-def dial(settings: Settings, name: str, interrupted: Callable[[], bool] = never) -> Connection:
-    """A connection to the first broker of RABBITMQ_URL that answers; `name` is what RabbitMQ's own pages show.
+def dial(
+    settings: Settings,
+    name: str,
+    interrupted: Callable[[], bool] = never,
+    note: Callable[[str], None] = lambda line: None,
+) -> Connection:
+    """A connection to the first broker of RABBITMQ_URL that answers; `name` is what RabbitMQ's own pages show, `note`
+    gets lines for people.
 
     Raises BrokerError, and Stopped as soon as `interrupted` says so: on a thread of its own, since a name server or a
     broker that does not answer holds up whoever asks.
@@ -44,7 +50,7 @@ def dial(settings: Settings, name: str, interrupted: Callable[[], bool] = never)
 
     threading.Thread(target=attempt, name="dialing", daemon=True).start()
     connection = wait_for(future, interrupted)
-    connection.interrupted = interrupted
+    connection.interrupted, connection.note = interrupted, note
     return connection
 
 

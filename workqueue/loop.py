@@ -6,6 +6,8 @@ any thread ── submit(call) ──► calls ──► make_calls, on the loop
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -17,6 +19,7 @@ from pika.adapters.select_connection import IOLoop
 from workqueue.errors import Stopped
 
 CHECK_SECONDS = 0.1  # how often a blocked caller looks whether it was told to stop
+SILENT_SECONDS = 10.0  # for which a broker may say nothing before that is told
 
 T = TypeVar("T")
 Call = Callable[[], Any]
@@ -26,8 +29,10 @@ def never() -> bool:
     return False
 
 
-def wait_for(future: Future[T], interrupted: Callable[[], bool]) -> T:
-    """The result. Raises Stopped as soon as `interrupted` says so, and whatever the future holds."""
+def wait_for(future: Future[T], interrupted: Callable[[], bool], on_silence: Callable[[], None] = lambda: None) -> T:
+    """The result. Raises Stopped as soon as `interrupted` says so, and whatever the future holds. `on_silence` is
+    called once, if that takes longer than SILENT_SECONDS."""
+    silent_at = time.monotonic() + SILENT_SECONDS
     while True:
         try:
             return future.result(CHECK_SECONDS)
@@ -37,6 +42,9 @@ def wait_for(future: Future[T], interrupted: Callable[[], bool]) -> T:
             if interrupted():
                 future.cancel()
                 raise Stopped from None
+            if time.monotonic() > silent_at:
+                silent_at = math.inf
+                on_silence()
 
 
 def settle(future: Future[Any], answer: Any, error: BaseException | None = None) -> None:

@@ -241,7 +241,7 @@ class Publisher:
         self._failing_for()
         while True:
             try:
-                connection = dial(self._settings, self._name)
+                connection = dial(self._settings, self._name, note=self._note)
                 connection.interrupted = partial(self._gives_up, connection)
                 connection.on_blocked = self._say_blocked
                 return connection
