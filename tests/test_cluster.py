@@ -54,7 +54,7 @@ def test_a_killed_node_is_survived(cluster: Bench, victim: str) -> None:
     """Confirmed tasks are all done; sender and workers go on by themselves, on the nodes that are left."""
     broker = cluster.broker
     assert isinstance(broker, Cluster)
-    count = 8000
+    count = 20_000  # so many that the sender is in the midst of it when the node dies
     workers = [cluster.worker("--concurrency", "5", HEARTBEAT_SECONDS="2", **QUORUM) for _ in range(2)]
     sender = cluster.start("sender.py", "--count", str(count), "--max-difficulty", "0", "--quiet", **QUORUM)
 

@@ -329,9 +329,9 @@ class Publisher:
                 with self._guard:
                     self._to_send.extendleft(reversed(self._refused))
                     self._refused.clear()
-                    anew = self._forever and not self._sent
+                    anew = not self._sent
                     self._channel = None if anew else channel
-                if anew:  # a quorum queue that was full may still refuse this channel
+                if anew:  # a quorum queue that was full, or has lost its leader, may go on to refuse this channel
                     channel.close()
                     return
                 channel.connection.submit(self._send)
