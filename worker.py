@@ -230,7 +230,8 @@ class Worker:
     def settle(self, delivery: Delivery, outcome: Outcome | None) -> None:
         """Acknowledges it, now or when a copy of it is confirmed: a fault in between leaves two of it, never none."""
         if outcome is None:
-            return self.hands.give_back(delivery)
+            self.hands.give_back(delivery)
+            return
         if isinstance(outcome, Retry | Dead):
             self.put_aside(delivery, outcome)
         else:
