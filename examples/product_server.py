@@ -61,7 +61,7 @@ class Answer(BaseHTTPRequestHandler):
         if trouble == "hang":  # takes the request, and says nothing
             self.server.ended.wait()
             self.close_connection = True
-        elif trouble == "trickle":  # a byte now and then, without an end
+        elif trouble == "trickle":  # a byte now and then
             self.trickle()
         elif trouble:
             self.answer(503, {"error": "come again"})
@@ -83,10 +83,11 @@ class Answer(BaseHTTPRequestHandler):
 
     def trickle(self) -> None:
         self.send_response(200)
-        self.send_header("Content-Length", "1000000")
+        self.send_header("Content-Length", "50")
         self.end_headers()
-        while not self.server.ended.wait(0.1):
+        for _ in range(50):
             self.wfile.write(b" ")
+            self.server.ended.wait(0.1)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
