@@ -19,6 +19,10 @@ class Reject(Exception):
     """Raised by a handler for a task that no further attempt can save: it is dead at once."""
 
 
+class PutDown(Exception):
+    """Raised by a handler that sees `attempt.stopping`: the task is given back at once, and this is no attempt."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One attempt at a task, as its handler sees it."""
@@ -138,7 +142,7 @@ def generate(count: int, seed: str | None = None, max_difficulty: int = 5) -> It
 
 
 Handler = Callable[[Task, Attempt], None]
-"""Returns: the task is done. Raises Reject: it is dead. Raises anything else: it gets another attempt."""
+"""Returns: the task is done. Raises Reject: it is dead. PutDown: see there. Anything else: it gets another attempt."""
 
 HANDLERS: dict[str, Handler] = {}
 

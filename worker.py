@@ -194,8 +194,8 @@ class Worker:
         except BaseException as error:  # a worker that has lost a thread must not go on as if it had not
             self.fail(error)
 
-    def attempt(self, delivery: Delivery, times: int) -> Outcome:
-        """Runs the handler, and returns how that ended. `times`: how often it was begun before."""
+    def attempt(self, delivery: Delivery, times: int) -> Outcome | None:
+        """Runs the handler, and returns how that ended; None: not yet. `times`: how often it was begun before."""
         try:
             task = delivery.task = Task.decode(delivery.body)
         except tasks.BadTask as error:
@@ -204,7 +204,7 @@ class Worker:
             return self.dead(DeliveryLimit(f"begun {times} times and never settled"))
         return self.handled(delivery, task)
 
-    def handled(self, delivery: Delivery, task: Task) -> Outcome:
+    def handled(self, delivery: Delivery, task: Task) -> Outcome | None:
         self.output.event("task_started", delivery)
         delivery.begun_at = time.monotonic()
         try:
@@ -214,6 +214,9 @@ class Worker:
         except tasks.Reject as error:
             return self.dead(error)
         except BaseException as error:  # SystemExit too: a task must not end its worker
+            if self.stopping and isinstance(error, tasks.PutDown):
+                self.output.note(f"put down, and given back: {Problem.of(error).words}")
+                return None
             self.output.note(in_words(error))
             if delivery.attempt > len(self.settings.retry_delays):
                 return self.dead(error)
@@ -224,8 +227,11 @@ class Worker:
     def dead(self, error: BaseException) -> Dead:
         return Dead(Problem.of(error), self.settings.dead_queue)
 
-    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+    def settle(self, delivery: Delivery, outcome: Outcome | None) -> None:
         """Acknowledges it, now or when a copy of it is confirmed: a fault in between leaves two of it, never none."""
+        if outcome is None:
+            self.hands.give_back(delivery)
+            return
         if isinstance(outcome, Retry | Dead):
             self.put_aside(delivery, outcome)
         else:

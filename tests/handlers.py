@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import worker
-from tasks import Attempt, Reject, Task
+from tasks import Attempt, PutDown, Reject, Task
 
 
 def cpu_bound(task: Task, attempt: Attempt) -> None:
@@ -46,6 +46,13 @@ def fail_unspeakably(task: Task, attempt: Attempt) -> None:
 
 def reject(task: Task, attempt: Attempt) -> None:
     raise Reject("never going to work")
+
+
+def put_down(task: Task, attempt: Attempt) -> None:
+    """Goes on until its worker stops; a short one puts down its work without a reason."""
+    while task.task == "long" and not attempt.stopping:
+        time.sleep(0.01)
+    raise PutDown("half of it is done")
 
 
 def leave(task: Task, attempt: Attempt) -> None:

@@ -21,7 +21,8 @@ from programs import Bench, copy_project
 
 import config
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "lessons/README.md"]
+PAGES = [ROOT / name for name in ("README.md", "lessons/README.md", "examples/README.md")]
+PAGES += sorted(ROOT.glob("docs/*.md"))
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 LESSONS = "lessons/README.md"
 BLOCK = re.compile(r"^```(\S+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -144,6 +144,31 @@ def test_a_second_signal_gives_back_what_runs_and_ends_at_once(bench: Bench) -> 
     until(lambda: bench.ready() == 1, "the task to be back")
 
 
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_task_that_is_put_down_is_given_back_and_no_attempt_is_used_up(bench: Bench, queue_type: str) -> None:
+    """However often: neither as an attempt, of which it has one, nor as a worker's end, of which it survives one."""
+    settings = {"RETRY_DELAYS": "", "DELIVERY_LIMIT": "2", "QUEUE_TYPE": queue_type}
+    bench.send("--task", "long", "--difficulty", "0", "--quiet", **settings)
+    for redelivered in (False, True, True, True):
+        worker = bench.handling("put_down", **settings)
+        (started,) = worker.wait_for("task_started")
+        assert (started["attempt"], started["redelivered"]) == (1, redelivered)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert "put down, and given back: half of it is done" in worker.stderr
+        assert "Traceback" not in worker.stderr
+        until(lambda: bench.ready() == 1, "the task to be back")
+    assert bench.ready(bench.dead) == 0
+
+
+def test_a_task_that_is_put_down_without_need_has_failed(bench: Bench) -> None:
+    """Given back, it would come again at once, to the same worker, without an end."""
+    bench.handling("put_down")
+    bench.send("--task", "short", "--difficulty", "0", "--quiet")
+    ((properties, _),) = bench.take_dead(1)
+    assert (properties.headers or {})["x-attempts"] == 3
+
+
 def test_signals_end_an_idle_worker_and_one_that_has_no_broker(bench: Bench) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         idle = bench.worker()

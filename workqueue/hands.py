@@ -2,8 +2,8 @@
 
     take ──► held ──► begin ──► runs ──► acknowledge ──► gone; its acknowledgement may not have arrived yet
                │                  │
-               │                  └── waits for its copy to be confirmed; after a second, without holding a place
-               └── given back
+               │                  ├── waits for its copy to be confirmed; after a second, without holding a place
+               └── given back ◄───┘ put down
 
 When a connection is lost, the broker gives all of it out again. What was only held is forgotten. What runs goes on,
 and is expected to come again: then its acknowledgement goes to the new delivery. What was acknowledged a moment before
@@ -124,6 +124,14 @@ class Hands:
         """What nobody has begun."""
         for delivery in self._drop_held():
             delivery.channel.basic_nack(delivery.tag)
+
+    def give_back(self, delivery: Delivery) -> None:
+        """What was put down. If its connection is lost, or ends before this is said, the broker has it anyway."""
+        with self._guard:
+            self._in_hand.pop(delivery, None)
+            self._forget(delivery)
+            self.on_settled(delivery)  # it has not ended this worker: no mark of it stays
+        delivery.channel.basic_nack(delivery.tag)
 
     def give_back_waiting(self) -> int:
         """What waits for its copy in vain. Returns how many there were."""
