@@ -17,13 +17,12 @@ from functools import partial
 from threading import Event, Thread
 
 import config
-import tasks
 from config import Settings
-from tasks import Handler, Task
+from tasks import BadTask, Handler, PutDown, Reject, Task
 from workqueue import flags
 from workqueue.connection import Channel, Connection
 from workqueue.counts import Counts
-from workqueue.deliveries import Dead, Delivery, DeliveryLimit, Done, Outcome, Problem, Retry
+from workqueue.deliveries import Dead, Delivery, DeliveryLimit, Done, GivenBack, Outcome, Problem, Retry
 from workqueue.dialing import backoff, dial
 from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain
 from workqueue.events import WorkerOutput, in_words
@@ -96,8 +95,7 @@ class Worker:
         self.counts.connected(connection)
         while not self.stopping:
             self.take_tasks(channel)
-            if self.burst and not self.hands.busy:  # nothing has come while we cancelled
-                self.stopping = True
+            self.stopping |= self.burst and not self.hands.busy  # nothing has come while we cancelled
         if self.stopping and self.hands.in_hand:
             note(f"[{self.name}] stopping when what runs is done; once more to give it back")
         self.hands.give_back_held()
@@ -194,46 +192,40 @@ class Worker:
         except BaseException as error:  # a worker that has lost a thread must not go on as if it had not
             self.fail(error)
 
-    def attempt(self, delivery: Delivery, times: int) -> Outcome | None:
-        """Runs the handler, and returns how that ended; None: not yet. `times`: how often it was begun before."""
+    def attempt(self, delivery: Delivery, times: int) -> Outcome:
+        """Runs the handler, and returns how that ended. `times`: how often it was begun before."""
         try:
             task = delivery.task = Task.decode(delivery.body)
-        except tasks.BadTask as error:
-            return self.dead(error)
+        except BadTask as error:
+            return Dead.of(error, self.settings)
         if times >= self.settings.delivery_limit:
-            return self.dead(DeliveryLimit(f"begun {times} times and never settled"))
+            return Dead.of(DeliveryLimit(f"begun {times} times and never settled"), self.settings)
         return self.handled(delivery, task)
 
-    def handled(self, delivery: Delivery, task: Task) -> Outcome | None:
+    def handled(self, delivery: Delivery, task: Task) -> Outcome:
         self.output.event("task_started", delivery)
         delivery.begun_at = time.monotonic()
         try:
             self.handle(task, delivery.for_handler(self.output.event, lambda: self.stopping))
         except OutputClosed:
             raise
-        except tasks.Reject as error:
-            return self.dead(error)
+        except Reject as error:
+            return Dead.of(error, self.settings)
         except BaseException as error:  # SystemExit too: a task must not end its worker
-            if self.stopping and isinstance(error, tasks.PutDown):
-                self.output.note(f"put down, and given back: {Problem.of(error).words}")
-                return None
+            if isinstance(error, PutDown) and self.stopping:
+                return GivenBack(Problem.of(error))
             self.output.note(in_words(error))
-            if delivery.attempt > len(self.settings.retry_delays):
-                return self.dead(error)
-            delay = self.settings.retry_delays[delivery.attempt - 1]
-            return Retry(Problem.of(error), delay, self.settings.retry_queue(delay))
+            tried_enough = delivery.attempt > len(self.settings.retry_delays)
+            return (Dead if tried_enough else Retry).of(error, self.settings, delivery.attempt)
         return Done(time.monotonic() - delivery.begun_at)
 
-    def dead(self, error: BaseException) -> Dead:
-        return Dead(Problem.of(error), self.settings.dead_queue)
-
-    def settle(self, delivery: Delivery, outcome: Outcome | None) -> None:
+    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Acknowledges it, now or when a copy of it is confirmed: a fault in between leaves two of it, never none."""
-        if outcome is None:
-            self.hands.give_back(delivery)
-            return
         if isinstance(outcome, Retry | Dead):
             self.put_aside(delivery, outcome)
+        elif isinstance(outcome, GivenBack):
+            self.output.note(f"put down, and given back: {outcome.problem.words}")
+            self.hands.give_back(delivery)  # basic_nack
         else:
             self.hands.acknowledge(delivery, outcome, self.reports.now)  # basic_ack, if its channel is open
 

@@ -14,7 +14,7 @@ from lab.nodes import ROOT
 
 TOP = {"config", "sender", "tasks", "worker"}
 LONGEST_FUNCTION = 32  # lines
-LONGEST_PROGRAM = 570  # lines of sender.py, worker.py and tasks.py together
+LONGEST_PROGRAM = 559  # lines of sender.py, worker.py and tasks.py together
 BLOCKING = {"BlockingConnection", "BlockingChannel", "blocking_connection"}
 
 FOLDERS = ("workqueue", "scripts", "tests", "lessons")

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from pika import BasicProperties
 
+from config import Settings
 from tasks import Attempt, Task
 from workqueue.connection import Channel
 from workqueue.messages import Message, copied, count_of
@@ -63,6 +64,11 @@ class Retry:
     delay_seconds: float
     queue: str
 
+    @classmethod
+    def of(cls, error: BaseException, settings: Settings, attempt: int) -> Retry:
+        delay = settings.retry_delays[attempt - 1]
+        return cls(Problem.of(error), delay, settings.retry_queue(delay))
+
     def copy(self, delivery: Delivery, worker: str) -> Message:
         """Raises DoesNotFit."""
         return delivery.copied({"x-attempts": delivery.attempt})
@@ -79,6 +85,10 @@ class Dead:
     problem: Problem
     queue: str
 
+    @classmethod
+    def of(cls, error: BaseException, settings: Settings, attempt: int = 0) -> Dead:
+        return cls(Problem.of(error), settings.dead_queue)
+
     def copy(self, delivery: Delivery, worker: str) -> Message:
         """Says why, who, when, and after how many attempts. Raises DoesNotFit."""
         headers = {
@@ -94,7 +104,15 @@ class Dead:
         return "task_dead", {"error": self.problem.words, "error_type": self.problem.kind, "queue": self.queue}
 
 
-Outcome = Done | Retry | Dead
+@dataclass(frozen=True)
+class GivenBack:
+    """The handler has put it down half-way, since the worker stops: it is delivered again, and this was no attempt."""
+
+    problem: Problem
+
+
+Settled = Done | Retry | Dead
+Outcome = Settled | GivenBack
 
 
 @dataclass(eq=False)
@@ -112,7 +130,7 @@ class Delivery:
     task: Task | None = None
     begun_at: float = 0.0  # when its handler was called
     progress: tuple[float, float] | None = None  # done, total
-    outcome: Outcome | None = None
+    outcome: Settled | None = None
     waits_since: float = 0.0  # for its copy to be confirmed
     settled_at: float = 0.0
     reported: bool = False
@@ -176,7 +194,7 @@ class Delivery:
             return None
         return max(0.0, round(time.time() * 1000 - sent) / 1000)
 
-    def settled(self, outcome: Outcome) -> None:
+    def settled(self, outcome: Settled) -> None:
         """What it needed is done: what is left is its acknowledgement, for which the body is not kept."""
         self.outcome, self.settled_at, self.waits_since = outcome, time.monotonic(), 0.0
         self.identity  # noqa: B018  # made of the body

@@ -28,7 +28,7 @@ from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker
 
 from workqueue.connection import Channel
-from workqueue.deliveries import Delivery, Outcome, Retry
+from workqueue.deliveries import Delivery, Retry, Settled
 
 PARKED_AFTER_SECONDS = 1.0  # what waits for its copy for longer holds no place any more
 MOST_PARKED = 1000
@@ -82,7 +82,7 @@ class Hands:
         """Whether it is still ours, and runs from now on. Without the guard, for which many threads would queue."""
         return self._not_begun.pop(delivery, self) is None
 
-    def wait_for_copy(self, delivery: Delivery, outcome: Outcome) -> bool:
+    def wait_for_copy(self, delivery: Delivery, outcome: Settled) -> bool:
         """Whether a copy of it is to be published. Not if its connection was lost: it comes again as it is."""
         with self._guard:
             delivery.outcome = outcome
@@ -97,7 +97,7 @@ class Hands:
         """Still: it was not given back, nor lost for good. On the publisher's threads."""
         return delivery in self._in_hand
 
-    def acknowledge(self, delivery: Delivery, outcome: Outcome, report: Callable[[Delivery], None]) -> None:
+    def acknowledge(self, delivery: Delivery, outcome: Settled, report: Callable[[Delivery], None]) -> None:
         """And calls `report`. If its connection is lost, it is acknowledged, and reported, when it comes again."""
         delivery.identity  # noqa: B018  # takes its time: not under the guard
         with self._guard:
