@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -116,8 +117,10 @@ def test_a_decision_is_in_words() -> None:
     up = followed(RULE, [replace(RUSH, waited=12.0)], 1)[-1]
     assert up.why == (
         "3,000 ready, 1 in work, the last had waited 12 s, a task takes 0.1 s: "
-        "60 would let none wait longer than 5 s; at most twice as many at a time"
+        "60 would work that off in 5 s; at most twice as many at a time"
     )
+    late = decide(RULE, Load(3, running=2, seconds=0.1, waited=6.0), 2, 0.0, Memory())
+    assert late.why.endswith(": tasks wait too long, one more")
     assert "10 is the most" in followed(RULE, [RUSH] * 7, 1)[-1].why
     down = followed(RULE, [QUIET] * 11, 10)[-1]
     assert down.why == (
@@ -205,7 +208,7 @@ def test_a_fixed_number_is_dear_or_slow(customers: tuple[int, ...], scaled: Day)
 
 
 def test_it_does_not_flap(scaled: Day) -> None:
-    changes = sum(before != after for before, after in zip(scaled.workers, scaled.workers[1:], strict=False))
+    changes = sum(before != after for before, after in pairwise(scaled.workers))
     assert changes < 200
 
 

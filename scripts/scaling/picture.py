@@ -46,10 +46,11 @@ def picture(scaled: Day, fixed: Day) -> str:
     )
     height = TOP + len(panels) * (HIGH + GAP) + FOOTER
     drawn = "".join(panel(each, TOP + n * (HIGH + GAP) + 20) for n, each in enumerate(panels))
+    title = f"A day with a Black Friday peak, simulated: 1 to 10 workers by the rule, and a fixed {FIXED}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {short(height)}" width="{1.6 * WIDTH:g}" '
-        f'role="img" aria-labelledby="t d">\n<title id="t">A day with a Black Friday peak, simulated: '
-        f'1 to 10 workers by the rule, and a fixed {FIXED}</title>\n<desc id="d">{escape(story(scaled, fixed))}</desc>\n'
+        f'role="img" aria-labelledby="t d">\n<title id="t">{title}</title>\n'
+        f'<desc id="d">{escape(story(scaled, fixed))}</desc>\n'
         f"<style>{style()}{own_style()}</style>\n"
         f'<rect class="g" x=".5" y=".5" width="{WIDTH - 1:g}" height="{short(height - 1)}" rx="6"/>\n'
         f"{drawn}{hours(height - FOOTER + 2)}{legend(scaled, fixed, height - 30)}</svg>\n"

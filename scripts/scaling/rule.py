@@ -51,15 +51,19 @@ class Decision:
     memory: Memory
 
 
-def wanted(rule: Rule, load: Load, workers: int) -> int:
-    """How many workers the load of this moment asks for, whatever there may be."""
+def estimate(rule: Rule, load: Load) -> int:
+    """How many workers are busy, or would work off what waits in time."""
     tasks = load.ready + load.due
     seconds = rule.wait if load.seconds is None else load.seconds
-    backlog = tasks * seconds / rule.wait
-    slots = min(max(load.running, backlog), load.running + tasks)
-    count = math.ceil(slots / rule.concurrency - 1e-9)
+    slots = min(max(load.running, tasks * seconds / rule.wait), load.running + tasks)
+    return math.ceil(slots / rule.concurrency - 1e-9)
+
+
+def wanted(rule: Rule, load: Load, workers: int) -> int:
+    """How many workers the load of this moment asks for, whatever there may be."""
+    count = estimate(rule, load)
     if load.ready and load.waited is not None and load.waited > rule.wait:
-        count = max(count, min(workers + 1, math.ceil((load.running + tasks) / rule.concurrency)))
+        count = max(count, min(workers + 1, math.ceil((load.running + load.ready) / rule.concurrency)))
     return count
 
 
@@ -79,7 +83,8 @@ def decide(rule: Rule, load: Load, workers: int, now: float, memory: Memory) -> 
     target = max(rule.least, min(target, rule.most))
     if target == workers:
         return Decision(workers, "", memory)
-    why = f"{in_words(load)}: {reason(rule, workers, target, count if target > workers else enough)}"
+    up = target > workers
+    why = f"{in_words(load)}: {more(rule, load, target, count) if up else fewer(rule, target, enough)}"
     return Decision(target, why, Memory(since, asked, now))
 
 
@@ -90,15 +95,18 @@ def in_words(load: Load) -> str:
     return f"{load.ready:,} ready{due}, {load.running:,} in work{waited}{seconds}"
 
 
-def reason(rule: Rule, workers: int, target: int, count: int) -> str:
-    """In words; `count` is what was wanted, or had been enough."""
-    if target < workers:
-        text = f"for {rule.calm:g} s {count} had been enough"
-        return text if target == max(count, rule.least) else f"{text}; at most half leave at a time"
-    text = f"{count:,} would let none wait longer than {rule.wait:g} s"
-    if target in (count, rule.least):
+def more(rule: Rule, load: Load, target: int, count: int) -> str:
+    """Why there are to be more; `count` were wanted."""
+    late = count > max(estimate(rule, load), rule.least)
+    text = "tasks wait too long, one more" if late else f"{count:,} would work that off in {rule.wait:g} s"
+    if target >= count:
         return text
     return f"{text}; {rule.most} is the most" if target == rule.most else f"{text}; at most twice as many at a time"
+
+
+def fewer(rule: Rule, target: int, enough: int) -> str:
+    text = f"for {rule.calm:g} s {enough} had been enough"
+    return text if target == max(enough, rule.least) else f"{text}; at most half leave at a time"
 
 
 def duration(seconds: float) -> str:

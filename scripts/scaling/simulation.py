@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scaling.rule import Load, Memory, Rule, decide
 
@@ -42,7 +43,7 @@ class Day:
 
 
 def tasks_a_second(hour: float) -> float:
-    for (start, low), (end, high) in zip(ARRIVALS, ARRIVALS[1:], strict=False):
+    for (start, low), (end, high) in pairwise(ARRIVALS):
         if hour < end:
             return low + (high - low) * (hour - start) / (end - start)
     return ARRIVALS[-1][1]
