@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from view.events import read
+from view.events import DECIDED, HEARTBEAT, OF_TASKS, read
 from view.facts import Queues, Source
 from view.metrics import metrics
 from view.model import Model, State
@@ -332,10 +332,7 @@ MEMBERS = [
 
 
 @given(
-    st.sampled_from(
-        ["worker_heartbeat", "task_started", "task_progress", "task_retried", "task_completed", "other"]
-        + ["autoscale_decision"]
-    ),
+    st.sampled_from([HEARTBEAT, *OF_TASKS, DECIDED, "other"]),
     st.dictionaries(st.sampled_from(MEMBERS), WRONG),
     st.lists(st.dictionaries(st.sampled_from(MEMBERS), WRONG), max_size=2),
 )
