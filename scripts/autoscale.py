@@ -118,7 +118,7 @@ class Autoscaler:
         self.told_at = 0.0  # to stop
         self.told_again = False
         self.ever_up = False
-        self.blind = False  # the load is not known
+        self.seen = self.blind = False  # the load was known once, and is not now
         self.pause = 0.0  # before a worker is replaced
         self.replace_at = self.decide_at = 0.0
 
@@ -156,7 +156,7 @@ class Autoscaler:
         if load is None:
             self.lose_sight(state)
             return
-        self.blind = False
+        self.seen, self.blind = True, False
         draining = self.workers.alive - len(self.workers.active)
         rule = replace(self.rule, most=max(self.rule.least, self.rule.most - draining))
         decision = decide(rule, load, self.target, self.source.now(), self.memory)
@@ -166,9 +166,9 @@ class Autoscaler:
 
     def lose_sight(self, state: State) -> None:
         self.memory = Memory()
-        if not self.blind and state["source"]["trouble"] not in ("", "not connected yet"):
+        if self.seen and not self.blind:
             self.blind = True
-            self.change(self.target, f"nothing changes while the load is not known: {state['source']['trouble']}")
+            self.change(self.target, f"nothing changes while the load is not known: {state['verdict']['text']}")
 
     def look_after(self) -> None:
         """Replaces workers that have died, and starts or drains what is missing or left over."""

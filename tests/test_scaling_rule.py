@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.nodes import ROOT
+from scaling.load import Observer
 from scaling.retries import Waiting, counted, due
 from scaling.rule import Decision, Load, Memory, Rule, decide, wanted
 from scaling.simulation import DAY, SECONDS, Day, arrivals, simulate
@@ -40,14 +43,15 @@ def numbers(rule: Rule, loads: Iterable[Load], workers: int) -> list[int]:
     [
         (Load(0), 4, 0),
         (Load(0, running=3), 4, 3),  # who is busy stays
-        (Load(100, running=2, seconds=0.1), 2, 2),  # they are done with it in 5 s
-        (Load(150, running=2, seconds=0.1), 2, 3),
+        (Load(99, running=2, seconds=0.1), 2, 2),  # they are done with it in 5 s
+        (Load(100, running=2, seconds=0.1), 2, 3),  # and with what they run
+        (Load(3, running=2), 2, 4),
         (Load(1, running=1, seconds=60.0), 1, 2),  # a task needs no more than one worker
         (Load(8), 1, 8),  # nobody knows how long a task takes
         (Load(0, due=20, seconds=1.0), 1, 4),  # what comes back from retry counts as if it were ready
         (Load(3, running=2, seconds=0.1, waited=6.0), 2, 3),  # the estimate is wrong: it has waited too long
         (Load(0, running=2, seconds=0.1, waited=6.0), 2, 2),  # but nothing waits any more
-        (Load(3000, running=10, seconds=0.1), 10, 60),
+        (Load(3000, running=10, seconds=0.1), 10, 61),
     ],
 )
 def test_as_many_as_the_load_asks_for(load: Load, workers: int, count: int) -> None:
@@ -55,7 +59,7 @@ def test_as_many_as_the_load_asks_for(load: Load, workers: int, count: int) -> N
 
 
 def test_workers_that_run_several_tasks_at_once_are_fewer() -> None:
-    load = Load(100, running=4, seconds=1.0)
+    load = Load(98, running=4, seconds=1.0)
     assert wanted(RULE, load, 1) == 20
     assert wanted(replace(RULE, concurrency=4), load, 1) == 5
 
@@ -116,8 +120,8 @@ def test_it_stays_within_bounds_and_says_why(loads: list[Load], least: int, more
 def test_a_decision_is_in_words() -> None:
     up = followed(RULE, [replace(RUSH, waited=12.0)], 1)[-1]
     assert up.why == (
-        "3,000 ready, 1 in work, the last had waited 12 s, a task takes 0.1 s: "
-        "60 would work that off in 5 s; at most twice as many at a time"
+        "3,000 ready, 1 in work, waiting for 12 s, a task takes 0.1 s: "
+        "61 would work that off in 5 s; at most twice as many at a time"
     )
     late = decide(RULE, Load(3, running=2, seconds=0.1, waited=6.0), 2, 0.0, Memory())
     assert late.why.endswith(": tasks wait too long, one more")
@@ -132,6 +136,42 @@ def test_a_decision_is_in_words() -> None:
 def test_from_none_to_one_and_back() -> None:
     rule = Rule(least=0)
     assert numbers(rule, [Load(0), Load(1), *[QUIET] * 12], 0)[1:] == [1] * 11 + [0, 0]
+
+
+# What is seen
+
+
+def seen(ready: int, waited: tuple[float, float] | None = None, took: float | None = None, *ages: float) -> Any:
+    running = [{"age": age} for age in ages]
+    rows = [{"worker": "ours", "running": running, "more": 0}, {"worker": "other", "running": running, "more": 3}]
+    queues = {"known": True, "ready": ready, "retry": [("5s", 2)]}
+    return {"queues": queues, "waited": waited, "workers": {"took": took, "rows": rows}}
+
+
+def test_only_our_own_workers_are_busy() -> None:
+    load = Observer(5.0).load(seen(1, None, None, 0.1, 0.2), ["ours"], 0.0)
+    assert load == Load(ready=1, due=2, running=2, waited=0.0)
+
+
+def test_a_task_takes_as_long_as_those_that_run_already_do() -> None:
+    observer = Observer(5.0)
+    for ages, took, seconds in (((9.0, 9.0), 0.1, 9.0), ((0.1,), 2.0, 2.0), ((9.0,), None, 9.0), ((1.0,), None, None)):
+        load = observer.load(seen(0, None, took, *ages), ["ours"], 0.0)
+        assert load
+        assert load.seconds == seconds
+
+
+def test_tasks_wait_too_where_none_is_started() -> None:
+    """The last one was started 60 s ago, and had not waited; tasks have been ready for 8 s."""
+    observer = Observer(5.0)
+    for now, ready, waited in ((0.0, 0, None), (1.0, 2, 0.0), (9.0, 2, 8.0), (10.0, 0, None)):
+        load = observer.load(seen(ready, (0.0, 60.0)), ["ours"], now)
+        assert load
+        assert load.waited == waited
+
+
+def test_what_is_not_known_is_no_load() -> None:
+    assert Observer(5.0).load({"queues": {"known": False}}, ["ours"], 0.0) is None
 
 
 # Retry queues
@@ -213,7 +253,5 @@ def test_it_does_not_flap(scaled: Day) -> None:
 
 
 def test_the_picture_tells_the_figures_of_the_day(scaled: Day) -> None:
-    from scaling.picture import day_picture
-
-    drawn = re.sub("<[^>]+>", " ", day_picture())
+    drawn = re.sub("<[^>]+>", " ", (ROOT / "docs/pictures/autoscale.svg").read_text())
     assert f"1 to 10: {scaled.worker_hours:.0f} worker-hours, longest wait {max(scaled.waits):.0f} s" in drawn

@@ -43,8 +43,11 @@ class Burst:
         self.queue = f"burst-{uuid.uuid4().hex[:8]}"
         self._done, self._out, self._file = (folder / f"{self.queue}.{end}" for end in ("done", "out", "jsonl"))
         self._done.touch()
+        effects = folder / f"{self.queue}.effects"
+        effects.mkdir()
         self._environment = {**os.environ, **settings, "TASK_QUEUE": self.queue, "LOG_FORMAT": "json"}
         self._environment |= {"CONCURRENCY": "1", "BURST_SECONDS": str(seconds), "BURST_FILE": str(self._done)}
+        self._environment["BURST_EFFECTS"] = str(effects)
         self._environment.pop("PREFETCH_COUNT", None)
         with self._out.open("wb") as out:
             self.program = subprocess.Popen(
@@ -64,14 +67,14 @@ class Burst:
         lines = self._out.read_text().splitlines(keepends=True)
         return [found for line in lines if line.endswith("\n") and (found := json.loads(line))["event"] == event]
 
-    def done(self) -> list[tuple[int, float, bool]]:
-        """Of each task that was done: its number, when it was started, whether it had been delivered before."""
+    def runs(self) -> list[tuple[int, float, bool]]:
+        """That came to their end: the task's number, when it was started, whether it was not yet done."""
         rows = (line.split() for line in self._done.read_text().splitlines())
-        return [(int(number), float(started), again == "1") for number, started, again in rows]
+        return [(int(number), float(started), first == "1") for number, started, first in rows]
 
     @property
     def left(self) -> int:
-        return self.count - len({number for number, *_ in self.done()})
+        return self.count - len({number for number, *_ in self.runs()})
 
     @property
     def workers(self) -> int:
@@ -84,12 +87,18 @@ class Burst:
 
     @property
     def waits(self) -> list[float]:
-        """From being sent to being started at last, in seconds; shortest first."""
-        return sorted(started - self.sent_at for _, started, _ in self.done())
+        """From being sent to being started, in seconds; shortest first."""
+        return sorted(started - self.sent_at for _, started, _ in self.runs())
+
+    @property
+    def run_again(self) -> int:
+        """Runs that found their task done: its worker had been killed before it could acknowledge that."""
+        return len(self.runs()) - len({number for number, *_ in self.runs()})
 
     @property
     def twice(self) -> int:
-        return sum(count > 1 for count in Counter(number for number, *_ in self.done()).values())
+        """Tasks that had their effect more than once."""
+        return sum(count > 1 for count in Counter(number for number, _, first in self.runs() if first).values())
 
     def children(self) -> list[int]:
         """The processes of its workers."""
@@ -125,8 +134,8 @@ class Burst:
         waits = self.waits
         middle, last = waits[len(waits) // 2], waits[-1]
         return (
-            f"{self.most_workers:>2} workers at most; lost {self.left}, done twice {self.twice}; a task waited "
-            f"{sum(waits) / len(waits):.1f} s on average, {middle:.1f} s in the middle, {last:.1f} s at most"
+            f"{self.most_workers} workers at most; {self.left} lost, {self.twice} done twice, "
+            f"{self.run_again} run again; waited {sum(waits) / len(waits):.1f} s on average, {middle:.1f} s in the middle, {last:.1f} s at most"
         )
 
 

@@ -1,7 +1,8 @@
 """How many workers the load asks for, and why: pure functions, without a broker, a process or a clock.
 
     busy     workers that the running tasks keep busy
-    backlog  workers that work off what is ready, and what is due from the retry queues, within `wait` seconds
+    backlog  workers that work off, within `wait` seconds, what is ready, what is due from the retry queues, and what
+             runs, of which half is done
     wanted   the greater of the two, but never more than there are tasks; one more than now, if tasks wait too long
 
 More workers come at once, at most twice as many at a time. Fewer are enough only when they would have been for `calm`
@@ -31,7 +32,7 @@ class Load:
     ready: int
     due: int = 0  # tasks in retry queues that come back within the rule's `wait`
     running: int = 0
-    waited: float | None = None  # seconds, the task that was started last
+    waited: float | None = None  # seconds, the task that was started last, or the next one by now
     seconds: float | None = None  # that a task takes
 
 
@@ -55,7 +56,8 @@ def estimate(rule: Rule, load: Load) -> int:
     """How many workers are busy, or would work off what waits in time."""
     tasks = load.ready + load.due
     seconds = rule.wait if load.seconds is None else load.seconds
-    slots = min(max(load.running, tasks * seconds / rule.wait), load.running + tasks)
+    backlog = (tasks + load.running / 2) * seconds / rule.wait if tasks else 0.0
+    slots = min(max(load.running, backlog), load.running + tasks)
     return math.ceil(slots / rule.concurrency - 1e-9)
 
 
@@ -90,7 +92,7 @@ def decide(rule: Rule, load: Load, workers: int, now: float, memory: Memory) -> 
 
 def in_words(load: Load) -> str:
     due = f", {load.due:,} soon back from retry" if load.due else ""
-    waited = "" if load.waited is None else f", the last had waited {duration(load.waited)}"
+    waited = "" if load.waited is None else f", waiting for {duration(load.waited)}"
     seconds = "" if load.seconds is None else f", a task takes {duration(load.seconds)}"
     return f"{load.ready:,} ready{due}, {load.running:,} in work{waited}{seconds}"
 
