@@ -119,7 +119,7 @@ class Autoscaler:
         self.told_again = False
         self.ever_up = False
         self.seen = self.blind = False  # the load was known once, and is not now
-        self.pause = 0.0  # before a worker is replaced
+        self.failures = 0  # of workers to come up, one after another
         self.replace_at = self.decide_at = 0.0
 
     def on_signal(self, number: int, frame: object) -> None:
@@ -188,9 +188,10 @@ class Autoscaler:
             return
         if not self.ever_up and worker.code in (2, 3):
             raise GivenUp(worker.code)
-        self.pause = 0.0 if worker.came_up else min(LONGEST_PAUSE, max(1.0, 2 * self.pause))
-        self.replace_at = time.monotonic() + self.pause
-        when = f" in {self.pause:g} s" if self.pause else ""
+        self.failures = 0 if worker.came_up else self.failures + 1
+        pause = min(LONGEST_PAUSE, 2.0 ** (self.failures - 2)) if self.failures > 1 else 0.0
+        self.replace_at = time.monotonic() + pause
+        when = f" in {pause:g} s" if pause else ""
         self.change(self.target, f"{worker.name} has ended ({worker.how}), and is replaced{when}")
 
     def drain(self) -> bool:

@@ -102,7 +102,7 @@ class Burst:
 
     def children(self) -> list[int]:
         """The processes of its workers."""
-        command = ["ps", "-A", "-o", "pid=,ppid=,args="]
+        command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         rows = (line.split(maxsplit=2) for line in listed.splitlines())
         return [int(pid) for pid, ppid, args in rows if int(ppid) == self.program.pid and "leashed.py" in args]
@@ -134,8 +134,8 @@ class Burst:
         waits = self.waits
         middle, last = waits[len(waits) // 2], waits[-1]
         return (
-            f"{self.most_workers} workers at most; {self.left} lost, {self.twice} done twice, "
-            f"{self.run_again} run again; waited {sum(waits) / len(waits):.1f} s on average, {middle:.1f} s in the middle, {last:.1f} s at most"
+            f"{self.most_workers} workers; {self.left} lost, {self.twice} done twice, {self.run_again} run again; "
+            f"waited {sum(waits) / len(waits):.1f} s on average, {middle:.1f} s in the middle, {last:.1f} s at most"
         )
 
 
