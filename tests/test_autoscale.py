@@ -16,6 +16,7 @@ from lab.forwarder import Forwarder
 from lab.nodes import free_port
 from lab.waiting import until
 from programs import Bench, Program
+from scaling.workers import Workers
 
 SCRIPT = "scripts/autoscale.py"
 QUICK = ("--cool-down", "1.5")
@@ -147,6 +148,24 @@ def test_nothing_changes_while_the_broker_is_away(breakable: Bench, link: Forwar
 
 
 # Its workers
+
+
+def test_those_with_nothing_to_do_leave_first_of_them_the_newest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in bench.environment().items():
+        monkeypatch.setenv(name, value)
+    workers = Workers(["--quiet"])
+    first, second, third, fourth = workers.start(4)
+    assert workers.drain(2, busy={fourth}) == [third, second]
+    assert workers.active == [first, fourth]
+    assert workers.drain(5, busy={fourth}) == [first, fourth]
+    ended: set[str] = set()
+
+    def all_have_left() -> bool:
+        ended.update(worker.name for worker in workers.ended())
+        return ended == {first, second, third, fourth}
+
+    until(all_have_left, "all to leave")
+    workers.close()
 
 
 def test_one_that_has_died_is_replaced(bench: Bench) -> None:

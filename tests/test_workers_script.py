@@ -93,6 +93,17 @@ def test_killed_while_its_workers_drain_it_does_not_hurry_them(bench: Bench) -> 
     assert_done_once(owner, 2)
 
 
+def test_a_signal_to_it_and_to_its_group_is_one(bench: Bench) -> None:
+    """As timeout(1) sends it."""
+    bench.send("--count", "2", "--max-difficulty", "1", "--quiet")
+    owner = bench.launch(SCRIPT, ["2"], {"SECONDS_PER_DIFFICULTY": "1.5"}, start_new_session=True)
+    owner.wait_for("task_started", 2)
+    owner.signal(signal.SIGTERM)
+    os.killpg(owner.process.pid, signal.SIGTERM)
+    assert owner.wait() == 0
+    assert_done_once(owner, 2)
+
+
 def test_a_second_signal_gives_back_what_runs(bench: Bench) -> None:
     owner = at_work(bench, 2, seconds="60")
     owner.signal(signal.SIGINT)

@@ -110,3 +110,8 @@ class Workers:
         for worker in gone:
             self._all.remove(worker)
         return [Ended(w.name, w.process.returncode, w.draining, w.came_up) for w in gone]
+
+    def close(self) -> None:
+        """Lets go of the leash."""
+        os.close(self._leash)
+        os.close(self._our_end)
