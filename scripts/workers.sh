@@ -106,7 +106,7 @@ while :; do
   bury
   if [ -z "$obeyed" ] && [ -n "$stops" ]; then
     : >"$home/stopping"
-    nap 0.05 # timeout(1), say, signals a process and then its group, and means to signal once
+    nap 0.2 # timeout(1), say, signals a process and then its group, and means to signal once
     obeyed=$stops
     while [ ${#pids[@]} != 0 ]; do drain_newest; done
   elif [ "$obeyed" != "$stops" ]; then

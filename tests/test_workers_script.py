@@ -83,7 +83,7 @@ def test_killed_in_mid_task_it_leaves_no_worker_and_no_task_is_run_twice(bench: 
 
 
 def test_killed_while_its_workers_drain_it_does_not_hurry_them(bench: Bench) -> None:
-    owner = at_work(bench, 2)
+    owner = at_work(bench, 2, seconds="5")
     workers = workers_of(owner)
     owner.signal(signal.SIGTERM)
     until(lambda: owner.stderr.count("stopping when what runs is done") == 2, "the workers to be told")
@@ -99,6 +99,7 @@ def test_a_signal_to_it_and_to_its_group_is_one(bench: Bench) -> None:
     owner = bench.launch(SCRIPT, ["2"], {"SECONDS_PER_DIFFICULTY": "1.5"}, start_new_session=True)
     owner.wait_for("task_started", 2)
     owner.signal(signal.SIGTERM)
+    time.sleep(0.03)  # more than what the workers themselves take for one
     os.killpg(owner.process.pid, signal.SIGTERM)
     assert owner.wait() == 0
     assert_done_once(owner, 2)
@@ -108,7 +109,7 @@ def test_a_second_signal_gives_back_what_runs(bench: Bench) -> None:
     owner = at_work(bench, 2, seconds="60")
     owner.signal(signal.SIGINT)
     until(lambda: owner.stderr.count("stopping when what runs is done") == 2, "the workers to be told")
-    time.sleep(0.1)  # a person's second Ctrl-C
+    time.sleep(0.3)  # a person's second Ctrl-C
     owner.signal(signal.SIGINT)
     assert owner.wait() == 1
     assert until(lambda: bench.ready() == 2, "the tasks to be back")
