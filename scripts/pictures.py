@@ -23,6 +23,7 @@ from replay.page import page
 from replay.plays import joining, takeover, watched
 from replay.scenes import read
 from replay.takeover import picture
+from scaling.picture import day_picture
 
 import config
 from workqueue.streams import note, say
@@ -58,9 +59,10 @@ def record_on(broker: Broker, docs: Path) -> None:
 
 
 def draw(docs: Path) -> None:
-    """All that can be made of the recordings that are kept."""
+    """All that can be made of the recordings that are kept, and a day that is simulated."""
     recordings = {name: read(docs / f"recordings/{name}.jsonl") for name in ("compare", "takeover", "joining")}
     write(docs / "pictures/takeover.svg", picture(recordings["takeover"]))
+    write(docs / "pictures/autoscale.svg", day_picture())
     write(docs / "replay.html", page(recordings))
 
 

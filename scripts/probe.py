@@ -7,6 +7,7 @@ probe.py answers SECONDS [PORT]
 probe.py urls COUNT       the URLs of so many nodes, on ports in a row
 probe.py ports COUNT FILE keeps in FILE, as shell assignments, a port for epmd and one for each node's distribution
 probe.py definitions      the user, password and virtual host of the URL, as RabbitMQ's definitions (JSON)
+probe.py crew [FLAGS]     of worker.py: which crew of workers they belong to, by broker and queue, and the queue
 probe.py queues JSON      a table of the queues of TASK_QUEUE; JSON is what rabbitmqctl says of unacknowledged
                           messages, or empty where it cannot be asked
 """
@@ -32,13 +33,14 @@ from pika import PlainCredentials, URLParameters
 from pika.exceptions import ChannelClosedByBroker
 
 import config
+from workqueue import flags
 from workqueue.dialing import dial
 from workqueue.errors import FAILURES, BrokerError, Refused, explain
 
 
 def main(question: str, *arguments: str) -> int:
     try:
-        settings = config.load()
+        settings = config.load(flags.of_worker(list(arguments)).settings if question == "crew" else None)
     except config.SettingError as error:
         print(error, file=sys.stderr)
         return 2
@@ -55,6 +57,10 @@ def main(question: str, *arguments: str) -> int:
             keep_ports(int(arguments[0]), Path(arguments[1]))
         case "definitions":
             print(json.dumps(definitions(url)))
+        case "crew":
+            place = "\n".join((*settings.rabbitmq_urls, settings.task_queue))
+            crew = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:16]
+            print(f"crew={crew}\nqueue={shlex.quote(settings.task_queue)}")
         case "queues":
             return show_queues(settings, arguments[0])
     return 0

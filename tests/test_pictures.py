@@ -21,6 +21,7 @@ from replay.page import page
 from replay.plays import takeover
 from replay.scenes import read
 from replay.takeover import picture
+from scaling.picture import day_picture
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -108,6 +109,7 @@ def test_what_is_drawn_from_the_recordings_is_up_to_date() -> None:
     found = {name: read(path) for name, path in RECORDINGS.items()}
     assert page(found) == PAGE.read_text(), "run scripts/pictures.sh --draw"
     assert picture(found["takeover"]) == (DOCS / "pictures/takeover.svg").read_text(), "run scripts/pictures.sh --draw"
+    assert day_picture() == (DOCS / "pictures/autoscale.svg").read_text(), "run scripts/pictures.sh --draw"
 
 
 def test_they_are_small() -> None:

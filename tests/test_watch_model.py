@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
-from view.events import read
+from view.events import DECIDED, HEARTBEAT, OF_TASKS, read
 from view.facts import Queues, Source
 from view.metrics import metrics
 from view.model import Model, State
@@ -327,11 +327,12 @@ WRONG: st.SearchStrategy[Any] = st.sampled_from(
 MEMBERS = [
     *("interval", "state", "prefetch", "held", "completed", "running", "more", "dropped", "delivery", "id", "task"),
     *("difficulty", "attempt", "waited", "done", "total", "seconds", "error", "delay_seconds", "time", "worker"),
+    *("workers", "least", "most", "why", "ago", "ended"),
 ]
 
 
 @given(
-    st.sampled_from(["worker_heartbeat", "task_started", "task_progress", "task_retried", "task_completed", "other"]),
+    st.sampled_from([HEARTBEAT, *OF_TASKS, DECIDED, "other"]),
     st.dictionaries(st.sampled_from(MEMBERS), WRONG),
     st.lists(st.dictionaries(st.sampled_from(MEMBERS), WRONG), max_size=2),
 )
@@ -393,6 +394,23 @@ def test_dead_letters_come_with_the_command_that_lists_them() -> None:
 
 
 # What is recorded
+
+
+def decided(worker: Watched, **details: Any) -> dict[str, Any]:
+    facts = {"workers": 4, "least": 1, "most": 10, "why": "2 \x1b[31m→ 4", "ago": 1.5}
+    return worker.event("autoscale_decision", **{**facts, **details})
+
+
+def test_the_last_decision_of_the_autoscaler_is_shown_as_long_as_it_is_repeated(model: Model) -> None:
+    """It is no worker."""
+    scaler = Watched(model, "autoscale.py")
+    scaler.tell(decided(scaler))
+    shown = plain(model.state(2.0), 100)
+    assert "⇅ 4 workers of 1 to 10 since 3.5 s: 2 \\x1b[31m→ 4" in shown
+    assert model.state(2.0)["workers"]["known"] == 0
+    assert model.state(5.5)["autoscale"] is None
+    scaler.tell(decided(scaler), decided(scaler, ended=True))
+    assert model.state(0.1)["autoscale"] is None
 
 
 def test_a_replay_keeps_the_pace_though_a_workers_clock_is_wrong() -> None:

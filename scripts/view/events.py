@@ -16,6 +16,7 @@ ENDINGS = {
     "task_lost_connection": "lost",
 }
 OF_TASKS = ("task_started", "task_progress", *ENDINGS)
+DECIDED = "autoscale_decision"  # of autoscale.py: how many workers there are to be, and why
 COUNTED = "queue_counted"  # the viewer's own, in a recording: what the queues held
 LONGEST_TEXT = 200  # characters of any text that is kept
 LARGEST_BODY = 2**20  # bytes

@@ -17,7 +17,7 @@ from typing import Any
 from pika.exceptions import ChannelClosedByBroker
 
 from config import Settings
-from view.events import OF_TASKS, OF_WORKERS, read
+from view.events import DECIDED, OF_TASKS, OF_WORKERS, read
 from view.facts import Queues
 from view.model import Model
 from view.recording import Recorder
@@ -39,8 +39,11 @@ OWN_QUEUE = {"x-queue-type": "classic", "x-overflow": "drop-head"}
 
 
 class Live:
-    def __init__(self, settings: Settings, model: Model, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, settings: Settings, model: Model, recorder: Recorder | None = None, name: str = "watch.py"
+    ) -> None:
         self.settings = settings
+        self.name = name
         self.model = model
         self.recorder = recorder
         self.stopping = threading.Event()
@@ -74,7 +77,7 @@ class Live:
         ever_connected = False
         while not self.stopping.is_set():
             try:
-                with dial(self.settings, "watch.py", self.stopping.is_set) as connection:
+                with dial(self.settings, self.name, self.stopping.is_set) as connection:
                     delays, ever_connected = backoff(most=1.0), True
                     self._watch(connection)
             except (*FAILURES, BrokerError) as error:
@@ -159,7 +162,7 @@ class Subscription:
         if whole:
             self._consume(MOST_RECORDED, ("#",), sample=False)
         else:
-            self._consume(MOST_HEARTBEATS, OF_WORKERS, sample=False)
+            self._consume(MOST_HEARTBEATS, (*OF_WORKERS, DECIDED), sample=False)
             self._channel.basic_qos(SAMPLE)
             self._consume(SAMPLE, OF_TASKS, sample=True)
 

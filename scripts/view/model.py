@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any
 
-from view.events import COUNTED, ENDINGS, Event, maybe, number, text, whole
+from view.events import COUNTED, DECIDED, ENDINGS, Event, maybe, number, text, whole
 from view.facts import Queues, Sample, Source, recorded
 from view.runs import AWAY, COUNTS, Run
 from view.verdict import verdict
@@ -26,6 +26,7 @@ RATE_SECONDS = 10
 MISSED_SECONDS = 10
 SETTLING_SECONDS = 3.0  # after we are bound, until every worker publishes all its events
 BEHIND_SECONDS = 1.5
+SCALED_SECONDS = 5.0  # without a word of autoscale.py, after which it is gone
 STALE_SECONDS = 3.0  # counts of the queues that are older are no news
 TROUBLE = ("silent", "quiet", "reconnecting")
 
@@ -51,6 +52,7 @@ class Model:
         self.history: deque[Sample | None] = deque(maxlen=HISTORY_SECONDS)
         self.missed: deque[tuple[float, int, int]] = deque(maxlen=4 * MOST_RUNS)
         self.waited: tuple[float, float] | None = None  # seconds, and when that was
+        self.decided: tuple[Event, float] | None = None  # by autoscale.py, and when we heard of it last
         self.took: deque[float] = deque(maxlen=50)  # seconds of the tasks that were done last
         self.delays: dict[float, None] = {}  # that workers have told, in seconds
         self.unreadable = 0
@@ -83,6 +85,8 @@ class Model:
             for event in events:
                 if event["event"] == COUNTED:
                     self.queues = recorded(event, now)
+                elif event["event"] == DECIDED:
+                    self.decided = (event, now)
                 else:
                     self._of_run(event, now)
 
@@ -183,6 +187,7 @@ class Model:
                 "rate": self.rate(),
                 "waited": (self.waited[0], now - self.waited[1]) if self.waited else None,
                 "workers": self._workers(now, connected_at, seen, rows),
+                "autoscale": self._autoscale(now),
                 "recent": self._recent(recent),
                 "history": self._history(),
             }
@@ -243,12 +248,25 @@ class Model:
             "running": sum(len(found) + self.runs[name].more for name, found in tasks.items()),
             "held": sum(run.held for run in runs if run.id in tasks),
             "oldest": max(ages, default=None),
+            "took": sum(self.took) / len(self.took) if self.took else None,
             "long": self._long(),
             "consuming": self._consuming(now),
             "strangers_seconds": 0.0 if self.strangers_since is None else now - self.strangers_since,
             "dropped": sum(run.dropped for run in runs),
             "rows": [self._row(run, seen[run.id], now, connected_at) for run in runs[:rows]],
             "more": max(0, len(runs) - rows),
+        }
+
+    def _autoscale(self, now: float) -> State | None:
+        """The last decision, as long as autoscale.py repeats it."""
+        if self.decided is None or now - self.decided[1] > SCALED_SECONDS or self.decided[0].get("ended") is True:
+            return None
+        event, heard = self.decided
+        ago = number(event, "ago") + now - heard
+        return {
+            **{name: whole(event, name) for name in ("workers", "least", "most")},
+            "why": text(event, "why"),
+            "ago": ago,
         }
 
     def _long(self) -> float:

@@ -70,6 +70,12 @@ function drawVerdict(state) {
     parts.push(`the last started task had waited ${duration(state.waited[0])}${ago}`);
   }
   put($("wait"), parts.join("; "));
+  const scaled = state.autoscale;
+  $("autoscale").hidden = !scaled;
+  if (scaled) {
+    const range = `${of(scaled.workers, "worker")} of ${scaled.least} to ${scaled.most}`;
+    put($("autoscale"), `⇅ ${range} since ${duration(scaled.ago)}: ${scaled.why}`);
+  }
   list($("notes"), notes, () => element("li"), (node, note) => put(node, note));
 }
 

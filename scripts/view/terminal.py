@@ -150,11 +150,19 @@ def waited(state: State, width: int) -> Text:
 def notes_on(state: State, width: int) -> list[Text]:
     """What is worth a look, a line each; dead letters with what lists them."""
     found = [clipped(f" ! {note}", width, "yellow") for note in state["verdict"]["notes"]]
+    if state["autoscale"]:
+        found.insert(0, clipped(f" ⇅ {scaled(state['autoscale'])}", width, "cyan"))
     source, dead = state["source"], state["queues"]["dead"]
     if dead:
         words = f" ✖ {of(dead, 'dead letter')} in {source['dead_queue']}: {source['dead_command']}"
         found.insert(0, clipped(words, width, "red"))
     return found
+
+
+def scaled(decision: State) -> str:
+    """What autoscale.py has decided last."""
+    few = of(decision["workers"], "worker")
+    return f"{few} of {decision['least']} to {decision['most']} since {duration(decision['ago'])}: {decision['why']}"
 
 
 def rate(state: State) -> str:
