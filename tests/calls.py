@@ -17,7 +17,7 @@ import pytest
 from lab.nodes import ROOT, free_port
 
 Running = dict[str, Future[None]]
-AT_ONCE = 3  # they wait for nodes most of the time
+AT_ONCE = 2  # they wait for nodes most of the time
 
 
 class Scripts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pika
+import probe
 import pytest
 from calls import Beside, Running, answers, calling
+from lab.nodes import free_port
 from lab.waiting import until
 
 from workqueue.connection import Connection
@@ -41,7 +44,7 @@ def test_a_node_becomes_a_cluster_and_its_url_can_be_pasted(folder: Path) -> Non
         for url in urls:
             Connection(pika.URLParameters(url.strip())).close()
         os.kill(int((scripts.state / f"{scripts.port}.pid").read_text()), signal.SIGKILL)
-        until(lambda: not answers(scripts.port), "the killed node to be gone")
+        until(lambda: not answers(scripts.port), "the killed node to be gone", 60)
         assert f"rabbit-{scripts.port + 2}@localhost" in scripts.works("broker.sh", "ctl", "cluster_status")
         assert "and 2 more" in scripts.works("broker.sh", "up")
         assert answers(scripts.port)
@@ -98,6 +101,15 @@ def test_interrupted_at_any_moment_nothing_is_left(folder: Path, number: signal.
             assert up.returncode == 130
             assert scripts.running() == []
             assert not (scripts.state / "kind").exists()
+
+
+def test_a_node_s_own_ports_are_not_given_to_its_port_mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = free_port()
+    monkeypatch.setattr("random.sample", lambda ports, count: [own, own + 8, *range(own + 9, own + 500)])
+    probe.keep_ports(1, tmp_path / "ports", own)
+    given = [int(number) for number in re.findall("[0-9]+", (tmp_path / "ports").read_text())]
+    assert len(given) == 2
+    assert min(given) > own + 8
 
 
 @at_once()
