@@ -97,7 +97,7 @@ class Worker:
             self.take_tasks(channel)
             self.stopping |= self.burst and not self.hands.busy  # nothing has come while we cancelled
         if self.stopping and self.hands.in_hand:
-            note(f"[{self.name}] stopping when what runs is done; once more to give it back")
+            self.output.note("stopping when what runs is done; once more to give it back")
         self.hands.give_back_held()
         while not self.may_end():
             if self.stopping and self.hands.awaited and not self.hands.running:

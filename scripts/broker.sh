@@ -319,7 +319,8 @@ C
     export RABBITMQ_LOGS=- RABBITMQ_PID_FILE=$1.pid RABBITMQ_MNESIA_BASE=$state/data RABBITMQ_LOG_BASE=$state/log
     # a retry that meets a work queue that is still coming up is handed over again after 5 s, and not after 3 minutes
     export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-rabbit dead_letter_worker_publisher_confirm_timeout 5000"
-    exec nohup "$server" </dev/null >"$1.log" 2>&1 7>&- 8>&- 9>&-
+    exec 7>&- 8>&- 9>&- # by itself: with a command to go over to, bash 3.2 keeps copies, and with them the locks
+    exec nohup "$server" </dev/null >"$1.log" 2>&1
   ) &
   echo $! >"$state/$1.group"
   set +m

@@ -43,7 +43,7 @@ say
 say "$workers workers wait for tasks:"
 set -m
 for number in $(seq "$workers"); do
-  "$python" worker.py --id "Worker-$number" </dev/null > >(exec tee "$work/$number" 7>&-) 2>&1 7>&- &
+  "$python" worker.py --id "Worker-$number" </dev/null > >(exec 7>&- && exec tee "$work/$number") 2>&1 7>&- &
   pids+=($!)
 done
 set +m

@@ -37,6 +37,8 @@ from workqueue import flags
 from workqueue.dialing import dial
 from workqueue.errors import FAILURES, BrokerError, Refused, explain
 
+MOST_NODES = 9  # of a cluster that broker.sh starts, on the port of RABBITMQ_URL and those after it
+
 
 def main(question: str, *arguments: str) -> int:
     try:
@@ -54,7 +56,7 @@ def main(question: str, *arguments: str) -> int:
             first = URLParameters(url).port
             print(",".join(at_port(url, first + number) for number in range(int(arguments[0]))))
         case "ports":
-            keep_ports(int(arguments[0]), Path(arguments[1]))
+            keep_ports(int(arguments[0]), Path(arguments[1]), URLParameters(url).port)
         case "definitions":
             print(json.dumps(definitions(url)))
         case "crew":
@@ -108,21 +110,23 @@ def answers(settings: config.Settings, url: str, seconds: float) -> int:
             time.sleep(0.1)
 
 
-def keep_ports(nodes: int, path: Path) -> None:
+def keep_ports(nodes: int, path: Path, own: int) -> None:
     """Adds what is missing; what is there stays, since the nodes' data knows it."""
     known = [int(port) for port in re.findall("[0-9]+", path.read_text())] if path.exists() else []
-    epmd, *dist = known + free_ports(max(0, 1 + nodes - len(known)))
+    epmd, *dist = known + free_ports(max(0, 1 + nodes - len(known)), without=range(own, own + MOST_NODES))
     new = path.with_suffix(".new")
     new.write_text(f"epmd_port={epmd}\ndist_ports='{' '.join(map(str, dist))}'\n")
     new.rename(path)
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, without: range) -> list[int]:
     """None that the system gives to outgoing connections, which could take it meanwhile."""
     found: list[int] = []
     for port in random.sample(range(20_000, 32_000), 12_000):
         if len(found) == count:
             break
+        if port in without:
+            continue
         try:
             socket.create_server(("127.0.0.1", port)).close()
             found.append(port)

@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 # of one kind of broker, or of none: not a second time in a run with the other kind
-ONLY_WITH = {"test_broker_script.py": "local", "test_compose.py": "container"}
+ONLY_WITH = {"test_broker_script.py": "local", "test_script_callers.py": "local", "test_compose.py": "container"}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

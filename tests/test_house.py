@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,3 +148,18 @@ def test_the_programs_can_be_read_in_one_sitting() -> None:
 @pytest.mark.parametrize("path", PACKAGE, ids=shown)
 def test_every_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(parsed(path))
+
+
+NEWER_THAN_BASH_3_2 = (
+    r"\bexec [^<>\n)]*[^<>\d\s)][^\n)]*\d>&-",  # a descriptor closed on the way to another program stays open in that
+    r"declare -[gA]|local -[nA]|typeset -A|mapfile|readarray|coproc|wait -n|&>>|\|&",
+    r"\$\{\w+(,|\^|@[A-Z])|\$\{\w+\[-|\{\w+\}[<>]|\$(BASHPID|EPOCH)|\[\[ -v|printf -v \S+\[|;;?&",
+    r"(?<!\+)\"\$\{\w+\[@\]\}\"(?!\}| 2>)",  # of an empty array, with `set -u`
+)
+
+
+def test_scripts_keep_to_the_bash_of_macos() -> None:
+    for path in (*ROOT.glob("scripts/*.sh"), ROOT / "lessons/run.sh"):
+        code = re.sub(r"(^|\s)#.*", "", path.read_text())
+        found = [match.group() for rule in NEWER_THAN_BASH_3_2 for match in re.finditer(rule, code, re.MULTILINE)]
+        assert found == [], path

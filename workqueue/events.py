@@ -55,7 +55,8 @@ class WorkerOutput:
     Events are numbered in the order in which they are printed or published.
 
     Each line begins with the tutorial's words; the task's id, and what else helps to tell it apart, follows. On a
-    terminal each worker has a colour of its own, and one that has the terminal to itself draws its bar in one line.
+    terminal each worker has a colour of its own, and one that simulates, with the terminal to itself, draws its bar in
+    one line.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class WorkerOutput:
         if colours_are_welcome():
             colour = COLOURS[sum(worker.encode()) % len(COLOURS)]
             self._who = f"\x1b[{colour}m{self._who}\x1b[0m"
-        self._redraws = not several_at_once and has_the_terminal_to_itself()
+        # what a handler of somebody's own prints in between would be wiped out
+        self._redraws = simulates and not several_at_once and has_the_terminal_to_itself()
         self._drawn = False  # the last line is a bar
         self._said = ""
         self._run = uuid4().hex
@@ -113,8 +115,9 @@ class WorkerOutput:
         if printed and not self._json:
             is_bar = event == "task_progress"
             text = self._text(event, (delivery.fields() if delivery else {}) | details)
-            say((UP_AND_CLEAR if is_bar and self._drawn else "") + text)
-            self._drawn = is_bar and self._redraws
+            redrawn = is_bar and self._redraws
+            say(f"{UP_AND_CLEAR if self._drawn else ''}{NO_WRAP}{text}{WRAP}" if redrawn else text)
+            self._drawn = redrawn
 
     def _say_json(self, event: str, now: int, up: float, delivery: Delivery | None, details: dict[str, Any]) -> None:
         moment = f"{utc(now // 1_000_000)}.{now % 1_000_000:06d}+00:00"
@@ -197,6 +200,7 @@ def _repeated(details: dict[str, Any]) -> str:
 
 COLOURS = (36, 33, 35, 32, 34, 93, 96, 92, 95, 94)  # of ANSI, that are read on light and on dark
 UP_AND_CLEAR = "\x1b[A\r\x1b[2K"
+NO_WRAP, WRAP = "\x1b[?7l", "\x1b[?7h"  # a bar of two rows could not be drawn again: it is cut at the edge
 
 
 def colours_are_welcome() -> bool:
