@@ -7,6 +7,7 @@ The same count and seed make the same orders, with the same numbers: sent twice,
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import sys
 import time
@@ -31,9 +32,9 @@ from workqueue.queues import declare_task_queue
 from workqueue.streams import note, say
 
 BATCH = 500  # orders that are written down, and then sent, at once
-PHOTOS = {"photo-1": (1600, 900), "photo-2": (900, 1600), "photo-3": (1200, 1200), "photo-4": (250, 180)}
+PHOTOS = {"photo-1": (1000, 600), "photo-2": (600, 1000), "photo-3": (800, 800), "photo-4": (250, 180)}
 NAMES = ("ada", "alan", "barbara", "donald", "edsger", "grace", "katherine", "tony")
-STALE, DECLINED = 0.01, 0.02  # of all orders: an old price, a card that is declined
+GOLDEN, STALE, DECLINED = 0.03, 0.01, 0.02  # of all orders: one of the limited mugs, an old price, a declined card
 
 
 def carts(count: int, seed: int) -> Iterator[Cart]:
@@ -44,9 +45,10 @@ def carts(count: int, seed: int) -> Iterator[Cart]:
 
 def cart(number: str, dice: random.Random) -> Cart:
     stale = dice.random() < STALE
+    golden = shop.CATALOGUE[:1] if dice.random() < GOLDEN else ()
     lines = tuple(
         Line(sku, dice.randint(1, 3), price - (100 if stale else 0))
-        for sku, _, price, _ in dice.sample(shop.CATALOGUE, dice.randint(1, 4))
+        for sku, _, price, _ in [*dice.sample(shop.CATALOGUE[1:], dice.randint(1, 4)), *golden]
     )
     total = sum(line.quantity * line.price_cents for line in lines)
     token = "declined" if dice.random() < DECLINED else "accepted"
@@ -69,9 +71,9 @@ def draw_photos() -> None:
         if not path.exists():
             image = Image.new("RGB", (width, height), "lightblue")
             ImageDraw.Draw(image).ellipse((width // 4, height // 4, width * 3 // 4, height * 3 // 4), fill="orange")
-            part = path.with_suffix(".part")
-            image.save(part, "JPEG")
-            part.replace(path)
+            drawn = io.BytesIO()
+            image.save(drawn, "JPEG")
+            shop.keep(path, drawn.getvalue())
 
 
 def place(batch: list[Cart]) -> list[Message]:

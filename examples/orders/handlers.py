@@ -43,35 +43,18 @@ def record(db: Connection, cart: Cart) -> None:
         return  # it was delivered before
     try:
         with db.begin_nested():  # what an order has taken before it is rejected is given back
-            take_money(db, cart)
+            check_prices(db, cart)
             take_stock(db, cart)
+            take_money(db, cart)
             outbox.promise(db, number)
     except Rejected as why:
         db.execute(update(orders).where(orders.c.number == number).values(rejected=str(why)))
 
 
-def take_money(db: Connection, cart: Cart) -> None:
-    prices = dict(db.execute(select(products.c.sku, products.c.price_cents)).all())
+def check_prices(db: Connection, cart: Cart) -> None:
+    prices = {row.sku: row.price_cents for row in db.execute(select(products.c.sku, products.c.price_cents))}
     if any(prices.get(line.sku) != line.price_cents for line in cart.lines):
         raise Rejected("price is not the shop's")
-    if sum(payment.amount_cents for payment in cart.payments) != cart.total_cents:
-        raise Rejected("payments do not add up")
-    for position, payment in enumerate(cart.payments, start=1):
-        charge(payment)
-        add(
-            db,
-            payments,
-            order_number=cart.number,
-            position=position,
-            method=payment.method,
-            amount_cents=payment.amount_cents,
-        )
-
-
-def charge(payment: Payment) -> None:
-    """Stands for a provider, which has to be given a key as well: it is outside of any transaction of ours."""
-    if payment.token == "declined":
-        raise Rejected("payment declined")
 
 
 def take_stock(db: Connection, cart: Cart) -> None:
@@ -80,14 +63,23 @@ def take_stock(db: Connection, cart: Cart) -> None:
         enough = (products.c.sku == line.sku) & (products.c.stock >= line.quantity)
         if not db.execute(update(products).where(enough).values(stock=products.c.stock - line.quantity)).rowcount:
             raise Rejected(f"out of stock: {line.sku}")
-        add(
-            db,
-            order_lines,
-            order_number=cart.number,
-            sku=line.sku,
-            quantity=line.quantity,
-            price_cents=line.price_cents,
-        )
+        sold = {"quantity": line.quantity, "price_cents": line.price_cents}
+        add(db, order_lines, order_number=cart.number, sku=line.sku, **sold)
+
+
+def take_money(db: Connection, cart: Cart) -> None:
+    if sum(payment.amount_cents for payment in cart.payments) != cart.total_cents:
+        raise Rejected("payments do not add up")
+    for position, payment in enumerate(cart.payments, start=1):
+        charge(payment)
+        paid = {"method": payment.method, "amount_cents": payment.amount_cents}
+        add(db, payments, order_number=cart.number, position=position, **paid)
+
+
+def charge(payment: Payment) -> None:
+    """Stands for a provider, which has to be given a key as well: it is outside of any transaction of ours."""
+    if payment.token == "declined":
+        raise Rejected("payment declined")
 
 
 @handles("Resize image")

@@ -53,7 +53,7 @@ def publish(number: str) -> None:
         tasks = db.scalars(select(follow_ups.c.task).where(unpublished)).all()
     if not tasks:
         return
-    publish_confirmed(publisher(), config.load().task_queue, [follow_up(number, task) for task in tasks])
+    publish_confirmed(publisher(), settings().task_queue, [follow_up(number, task) for task in tasks])
     with engine().begin() as db:
         db.execute(
             update(follow_ups).where(unpublished & follow_ups.c.task.in_(tasks)).values(published_at=time.time())
@@ -102,8 +102,14 @@ def follow_up(number: str, task: str) -> Message:
 
 
 @cache
+def settings() -> config.Settings:
+    """The worker's own, but for its flag --queue, of which its handlers know nothing."""
+    return config.load()
+
+
+@cache
 def shared_publisher() -> Publisher:
-    return Publisher(config.load(), f"outbox-{os.getpid()}", declare_task_queue, note)
+    return Publisher(settings(), f"outbox-{os.getpid()}", declare_task_queue, note)
 
 
 def publisher() -> Publisher:

@@ -155,27 +155,27 @@ def show(report: Report) -> None:
 
 
 def wait(percent: int) -> None:
-    """Until so many of the placed orders are processed, or all is done; or until nothing happens any more."""
-    before, changed_at = None, time.monotonic()
+    """Until so much of the work is done, or until nothing happens any more."""
+    before, changed_at = (0, 0), time.monotonic()
     while time.monotonic() - changed_at < PATIENCE_SECONDS:
-        counts = progress()
-        if counts != before:
-            before, changed_at = counts, time.monotonic()
-        orders_placed, processed, undone = counts
-        if orders_placed and processed >= orders_placed * percent / 100 and (percent < 100 or not undone):
+        done, work = progress()
+        if work and done >= work * percent / 100:
             return
+        if (done, work) != before:
+            before, changed_at = (done, work), time.monotonic()
         time.sleep(LOOK_SECONDS)
 
 
-def progress() -> tuple[int, int, int]:
-    """Orders placed, orders processed, and what they still want."""
-    undone = select(func.count()).select_from(follow_ups).where(follow_ups.c.done_at.is_(None))
-    queries = (select(func.count()).select_from(placed), select(func.count()).select_from(orders), undone)
+def progress() -> tuple[int, int]:
+    """Orders and follow-ups: how many are done, and how many there are, as far as one can tell."""
+    counts = [select(func.count()).select_from(table) for table in (placed, orders, follow_ups)]
     try:
         with snapshot() as db:
-            return tuple(db.scalar(query) or 0 for query in queries)  # type: ignore[return-value]
+            was_placed, processed, promised = (db.scalar(count) or 0 for count in counts)
+            followed = db.scalar(counts[2].where(follow_ups.c.done_at.is_not(None))) or 0
     except (OperationalError, ProgrammingError):  # nobody has opened the shop yet
-        return 0, 0, 0
+        return 0, 0
+    return processed + followed, was_placed + promised + len(NAMES) * (was_placed - processed)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         type=int,
         const=100,
-        help="first wait until so many of the orders are processed (100, the default: and all that follows from them)",
+        help="first wait until so much of the work is done (default: 100), or nothing happens for a minute",
     )
     arguments = parser.parse_args(argv)
     try:

@@ -87,9 +87,9 @@ follow_ups = Table(  # the follow-up tasks of an order: promised in its transact
 
 CATALOGUE = (
     # sku, name, price in cents, pieces
+    ("gold-mug", "Golden mug, limited", 4900, 25),
     ("calendar", "Calendar", 1995, 100_000),
     ("cushion", "Cushion", 2450, 100_000),
-    ("gold-mug", "Golden mug, limited", 4900, 25),
     ("magnet", "Magnet", 399, 100_000),
     ("mug", "Mug", 1290, 100_000),
     ("poster", "Poster", 899, 100_000),
@@ -100,13 +100,12 @@ CATALOGUE = (
 
 def folder(name: str = "") -> Path:
     """Where the shop's files are: SHOP_DIR, or `shop` in the current directory."""
-    path = Path(os.environ.get("SHOP_DIR") or "shop").absolute() / name
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return Path(os.environ.get("SHOP_DIR") or "shop").absolute() / name
 
 
 def keep(path: Path, content: bytes) -> None:
     """Writes a file: all of it or nothing, also when two do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with part.open("wb") as file:
         file.write(content)
@@ -157,6 +156,7 @@ def add(db: Connection, table: Table, **row: Any) -> bool:
 
 def prepare() -> None:
     """Makes the tables, and fills the shelves, where that was not done before."""
+    folder().mkdir(parents=True, exist_ok=True)
     metadata.create_all(engine())
     with engine().begin() as db:
         for sku, name, price, pieces in CATALOGUE:
