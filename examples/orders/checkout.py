@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         draw_photos()
         confirmed = send(carts(arguments.count, seed), settings)
     except (config.SettingError, ValueError, SQLAlchemyError) as error:
-        note(f"checkout.py: {error}")
+        note(f"checkout.py: {str(error).splitlines()[0]}")
         return 2
     except BrokerError as error:
         note(f"checkout.py: {error}; the same call with --seed {seed} places the rest")

@@ -151,7 +151,8 @@ def snapshot() -> Connection:
 def add(db: Connection, table: Table, **row: Any) -> bool:
     """Adds a row, if there is none with its key. Returns whether it is new."""
     insert = sqlite.insert if db.dialect.name == "sqlite" else postgresql.insert
-    return db.execute(insert(table).values(**row).on_conflict_do_nothing()).rowcount == 1
+    statement = insert(table).values(**row).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    return db.execute(statement).rowcount == 1
 
 
 def prepare() -> None:

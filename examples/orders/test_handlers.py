@@ -8,7 +8,6 @@ from __future__ import annotations
 import email
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any

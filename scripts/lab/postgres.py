@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 
 from lab.nodes import free_port
@@ -19,7 +20,7 @@ class NoPostgres(Exception):
 
 
 class Postgres:
-    """`url` is what DATABASE_URL wants. What is committed is on disk, as in a real one."""
+    """What is committed is on disk, as in any other."""
 
     def __init__(self) -> None:
         self._bin = _programs()
@@ -34,9 +35,11 @@ class Postgres:
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories=''"
         self._run("pg_ctl", "start", "--wait", "-D", str(self._data), "-l", str(self._folder / "log"), "-o", options)
 
-    @property
-    def url(self) -> str:
-        return f"postgresql://shop@127.0.0.1:{self.port}/postgres"
+    def database(self) -> str:
+        """A new, empty one, as DATABASE_URL wants it."""
+        name = f"shop_{uuid.uuid4().hex[:8]}"
+        self._run("createdb", "--host=127.0.0.1", f"--port={self.port}", "--username=shop", name)
+        return f"postgresql://shop@127.0.0.1:{self.port}/{name}"
 
     def remove(self) -> None:
         self._run("pg_ctl", "stop", "--mode=immediate", "-D", str(self._data))
