@@ -29,6 +29,7 @@ def after(module: Any, name: str) -> None:
 
 
 MOMENTS: dict[str, Callable[[], None]] = {
+    "before the commit": lambda: before(outbox, "promise"),
     "between commit and publishing": lambda: before(outbox, "publish"),
     "between publishing and marking": lambda: after(outbox, "publish_confirmed"),
     "between commit and acknowledgement": lambda: after(outbox, "publish"),
