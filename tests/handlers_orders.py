@@ -30,7 +30,7 @@ def after(module: Any, name: str) -> None:
 
 MOMENTS: dict[str, Callable[[], None]] = {
     "before the commit": lambda: before(outbox, "promise"),
-    "between commit and publishing": lambda: before(outbox, "publish"),
+    "between commit and publishing": lambda: before(outbox, "publish_confirmed"),
     "between publishing and marking": lambda: after(outbox, "publish_confirmed"),
     "between commit and acknowledgement": lambda: after(outbox, "publish"),
     "between invoice and marking": lambda: after(handlers, "keep"),

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from programs import Bench, Program, put
 from pypdf import PdfReader
 from sqlalchemy import delete, select, update
 
-from examples.orders import checkout, shop
-from examples.orders.cart import Cart
+from examples.orders import checkout, handlers, outbox, shop
+from examples.orders.cart import Cart, Line, Payment
+from tasks import Attempt, Task
 
 HANDLERS = ["--handlers", "examples.orders.handlers"]
 RETRY_DELAYS = "0.2,0.4,1,5"  # as many as a claimed mail may need; all of them known to Bench.close
@@ -224,6 +226,33 @@ def test_an_order_that_comes_many_times_at_once_is_done_once(
     assert len(mailbox.mails) == report["accepted"] == report["confirmations"] > 5
     assert report["mails_tried_again"] == 0
     assert bench.ready(bench.dead) == 0
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_orders_that_are_written_at_the_same_time_do_not_fail(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same products, half of them the other way round: no attempt is lost to a lock, or to a deadlock."""
+    url = "" if database == "sqlite" else request.getfixturevalue("postgres").database()
+    monkeypatch.setenv("SHOP_DIR", str(tmp_path))
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setattr(outbox, "publish", lambda number: None)
+    shop.engine.cache_clear()
+    shop.prepare()
+    lines = [Line(sku, 1, price) for sku, _, price, _ in shop.CATALOGUE[1:]]
+    total = sum(line.price_cents for line in lines)
+
+    def process(number: int) -> None:
+        mixed = tuple(lines if number % 2 else reversed(lines))
+        cart = Cart(f"A-{number}", "ada@customer.example", "photo-1", mixed, (Payment("card", "accepted", total),))
+        handlers.process_order(Task(cart.number, "Process order", 1, cart.payload()), Attempt())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(process, range(60)))  # raises what one of them has raised
+    with shop.snapshot() as db:
+        assert set(db.scalars(select(shop.products.c.delivered - shop.products.c.stock))) == {0, 60}
+    shop.engine().dispose()
+    shop.engine.cache_clear()
 
 
 # The report

@@ -54,10 +54,9 @@ def publish(number: str) -> None:
     if not tasks:
         return
     publish_confirmed(publisher(), settings().task_queue, [follow_up(number, task) for task in tasks])
+    mark = update(follow_ups).where(unpublished & follow_ups.c.task.in_(tasks)).values(published_at=time.time())
     with engine().begin() as db:
-        db.execute(
-            update(follow_ups).where(unpublished & follow_ups.c.task.in_(tasks)).values(published_at=time.time())
-        )
+        db.execute(mark)
 
 
 def claim(number: str, task: str, again: bool) -> bool:

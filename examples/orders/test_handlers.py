@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import email
 import io
+import os
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_an_order_that_is_delivered_twice_is_one_order() -> None:
     assert [row.task for row in rows(shop.follow_ups)] == list(outbox.FOLLOW_UPS)
 
 
+def test_who_reads_holds_up_nobody_who_writes() -> None:
+    with shop.snapshot() as db:
+        before = db.execute(select(shop.orders)).all()
+        process(CART)
+        assert db.execute(select(shop.orders)).all() == before == []
+    assert len(rows(shop.orders)) == 1
+
+
 @pytest.mark.parametrize(
     ("members", "why"),
     [
@@ -157,6 +166,16 @@ def test_a_picture_has_the_right_size(photo: str, size: tuple[int, int], folder:
         assert (picture.format, picture.size) == ("JPEG", size)
 
 
+def test_a_file_is_there_as_a_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shop.keep(folder / "invoices/A-1.pdf", b"half of it")
+    assert not (folder / "invoices/A-1.pdf").exists()
+
+
 def test_a_confirmation_is_sent_once(folder: Path) -> None:
     process(CART)
     follow_up("Send confirmation")
@@ -219,5 +238,8 @@ def test_the_same_checkout_is_the_same_orders() -> None:
     assert {len(cart.payments) for cart in carts} == {1, 2, 3}
     ids = [checkout.place([cart])[0].properties.message_id for cart in (carts[0], carts[0], carts[1])]
     assert ids[0] == ids[1] != ids[2]
+    ids = [outbox.follow_up("A-1", task).properties.message_id for task in (*outbox.FOLLOW_UPS, *outbox.FOLLOW_UPS)]
+    assert ids[:3] == ids[3:]
+    assert len(set(ids)) == 3
     with shop.snapshot() as db:
         assert db.scalar(select(func.count()).select_from(shop.placed)) == 2
