@@ -9,6 +9,7 @@ import email
 import io
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from pypdf import PdfReader
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from examples.orders import checkout, handlers, outbox, papers, shop
 from examples.orders.cart import Cart, Line, Payment
@@ -90,6 +91,18 @@ def test_who_reads_holds_up_nobody_who_writes() -> None:
         before = db.execute(select(shop.orders)).all()
         process(CART)
         assert db.execute(select(shop.orders)).all() == before == []
+    assert len(rows(shop.orders)) == 1
+
+
+def test_who_has_read_may_still_write() -> None:
+    """The other one waits for us, in place of making what we have read old."""
+    with ThreadPoolExecutor(1) as pool:
+        with shop.engine().begin() as db:
+            db.execute(select(shop.products)).all()
+            other = pool.submit(process, CART)
+            wait([other], timeout=0.3)
+            db.execute(update(shop.products).values(delivered=1))
+        other.result()
     assert len(rows(shop.orders)) == 1
 
 
