@@ -2,7 +2,7 @@
 # usage: black_friday.sh [--orders N] [--seed S] [--watch] [--hard]
 #
 # The shop of examples/orders on Black Friday: N orders (2000), two workers, then ten, two of them killed on the way,
-# then two again, and the report. A minute; it leaves nothing running that it started. --watch shows the live view.
+# then two again, and the report. A minute or two; it leaves nothing running that it started. --watch shows the live view.
 # --hard instead kills a random worker every second, and restarts the broker once, which this script or broker.sh must
 # have started. The shop is in a folder that is deleted in the end, or in SHOP_DIR; DATABASE_URL and SMTP_URL hold.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
