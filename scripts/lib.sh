@@ -139,9 +139,13 @@ ensure_python() {
   exec 8<&-
 }
 
-installed() { # installed REQUIREMENTS_FILE: requirements-test.txt holds the others as well
-  local stamp=$place/.venv/installed.txt
-  cmp -s "$1" "$stamp" || cmp -s requirements-test.txt "$stamp" || return 1
+installed() { # installed REQUIREMENTS_FILE: some hold others as well
+  local stamp=$place/.venv/installed.txt holds="$1 requirements-test.txt" file
+  [ "$1" != requirements.txt ] || holds="$holds requirements-examples.txt"
+  for file in $holds none; do
+    if cmp -s "$file" "$stamp"; then break; fi
+  done
+  [ "$file" != none ] || return 1
   "$python" -I -c 'import dotenv, pika' 2>/dev/null
 }
 

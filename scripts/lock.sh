@@ -20,5 +20,6 @@ lock() { # lock FILE [FLAGS]: the header and the flags keep every index address 
   cp "$tools/lock" "$file"
 }
 lock requirements.txt
-lock requirements-test.txt --extra test
+lock requirements-examples.txt --extra examples
+lock requirements-test.txt --extra test --extra examples
 lock requirements-bench.txt --extra bench

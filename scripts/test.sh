@@ -11,6 +11,9 @@ if [ "$(id -u)" = 0 ] && ! command -v chromedriver >/dev/null 2>&1; then # for t
   install_package fonts-dejavu-core font-dejavu
   install_package chromium-driver chromedriver
 fi
+if [ "$(id -u)" = 0 ] && [ -z "$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ]; then
+  install_package postgresql postgresql # for the orders' tests
+fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy

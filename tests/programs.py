@@ -92,7 +92,7 @@ class Program:
 
 def copy_project(folder: Path) -> None:
     """A copy of what a user of the project needs, without what git ignores."""
-    folders = ("workqueue", "scripts", "scripts/*", "examples", "lessons", "deploy", "docs")
+    folders = ("workqueue", "scripts", "scripts/*", "examples", "examples/*", "lessons", "deploy", "docs")
     names = ("*.py", "*.yml", "*.md", "requirements*.txt", ".env.example", *(f"{folder}/*" for folder in folders))
     for path in (path for name in names for path in ROOT.glob(name)):
         if path.is_file():

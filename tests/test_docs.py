@@ -22,7 +22,7 @@ from programs import Bench, copy_project
 import config
 
 PAGES = [ROOT / name for name in ("README.md", "lessons/README.md", "examples/README.md")]
-PAGES += sorted(ROOT.glob("docs/*.md"))
+PAGES += sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")])
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 LESSONS = "lessons/README.md"
 BLOCK = re.compile(r"^```(\S+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -117,6 +117,7 @@ def test_every_other_command_is_run_by_a_check() -> None:
         "source .venv/bin/activate",
         "./scripts/test.sh",
         "pip install -r requirements-bench.txt",
+        "pip install -r requirements-examples.txt",
     }
     for page in TEXTS:
         text = "".join(text for _, text in of_page(page, "sh"))
@@ -226,6 +227,12 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(leads_to), target
 
 
+def linked_from(page: str) -> set[str]:
+    targets = re.findall(r"\]\(([^)]+)\)", prose(page))
+    paths = [((ROOT / page).parent / target.partition("#")[0]).resolve() for target in targets]
+    return {str(path.relative_to(ROOT)) for path in paths if path.is_relative_to(ROOT)}
+
+
 def test_every_page_is_linked_from_the_readme() -> None:
-    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", prose("README.md"))}
-    assert set(TEXTS) - {"README.md"} <= linked
+    """Those of single examples by way of all examples' page."""
+    assert set(TEXTS) - {"README.md"} <= linked_from("README.md") | linked_from("examples/README.md")
