@@ -348,7 +348,9 @@ def test_rules_ask_for_metrics_that_there_are(metrics_of_rabbitmq: dict[str, set
     watch = bench.start("scripts/watch.py", "--web", "0")
     until(lambda: "metrics: http" in watch.stdout, "the address of the metrics")
     [url] = re.findall(r"metrics: (http\S+?);", watch.stdout)
-    until(lambda: "work_queue_workers{" in fetched(url), "metrics")
+    until(lambda: 'work_queue_workers{queue="' in fetched(url), "metrics")
+    bench.send("--task", "x", "--difficulty", "0")
+    until(lambda: "work_queue_last_wait_seconds" in fetched(url), "how long a task has waited")
     known = {"up": {"job", "instance"}, **metrics_of_rabbitmq, **exported(fetched(url))}
     for alert, rule in RULES.items():
         promql_parser.parse(rule["expr"])
