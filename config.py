@@ -50,6 +50,7 @@ class Settings:
     tls_cert_file: str
     tls_key_file: str
     log_format: str
+    health_file: str
 
     @property
     def dead_queue(self) -> str:
@@ -186,6 +187,12 @@ def _file(text: str) -> str:
     return str(Path(text).absolute()) if text else ""  # a handler may change the current folder
 
 
+def _own_file(text: str) -> str:
+    if text and (os.path.isdir(text) or not os.access(os.path.dirname(text) or ".", os.W_OK | os.X_OK)):
+        raise ValueError
+    return str(Path(text).absolute()) if text else ""
+
+
 VARIABLES = (
     Variable(
         "RABBITMQ_URL",
@@ -284,6 +291,13 @@ VARIABLES = (
         _one_of(*LOG_FORMATS),
         "text or json",
         "what a worker prints: text for people, or one JSON object a line",
+    ),
+    Variable(
+        "HEALTH_FILE",
+        "",
+        _own_file,
+        "a file in a folder that can be written to, or empty",
+        "a worker says there, once a second, that it goes on, for `deploy/health.py`; one file for each worker",
     ),
 )
 

@@ -58,8 +58,7 @@ class Task:
     def decode(cls, body: bytes) -> Task:
         """The task in a message body. Raises BadTask, and nothing else, for any other bytes."""
         try:
-            text = body.decode()
-            members = _DECODER.decode(text)
+            members = _DECODER.decode(text := body.decode())
             if "\\u" in text:  # half of a surrogate pair can be written as an escape, but is no character
                 json.dumps(members, ensure_ascii=False).encode()
         except BadTask:
@@ -163,12 +162,10 @@ def simulate(task: Task, attempt: Attempt, seconds_per_difficulty: float) -> Non
     Work of more than a second reports its progress after every second and at its end.
     """
     total = task.difficulty * seconds_per_difficulty
-    start = time.monotonic()
-    done = 0.0
+    start, done = time.monotonic(), 0.0
     while done < total:
-        step = min(done + 1.0, total)
-        time.sleep(max(0.0, start + step - time.monotonic()))
-        done = step
+        done = min(done + 1.0, total)
+        time.sleep(max(0.0, start + done - time.monotonic()))
         if total > 1:
             attempt.progress(done, total)
     payload = task.payload or {}

@@ -28,6 +28,7 @@ from workqueue.errors import FAILURES, HOPELESS, BrokerError, Stopped, explain
 from workqueue.events import WorkerOutput, in_words
 from workqueue.handlers import usable
 from workqueue.hands import Hands
+from workqueue.health import Health
 from workqueue.messages import DoesNotFit
 from workqueue.modules import chosen_handler
 from workqueue.processes import end_at_once, is_another, on_stop_signal, run_to_the_end
@@ -55,7 +56,9 @@ class Worker:
         self.copies.on_failure = self.fail
         self.counts = Counts(settings, self.copies, output.note)
         self.hands.on_settled = self.counts.settled
-        self.ready = Event()  # no task is begun before `worker_ready` is printed
+        self.ready = Event()  # connected; no task is begun before `worker_ready` is printed
+        self.health = Health(settings.health_file, name, self.ready, self.hands, output.note)
+        self.reports.on_attend = self.health.beat
         self.stopping = False
         self.failure: BaseException | None = None  # what ends the worker
         self.busy_at = self.told_at = self.all_settled_at = 0.0
@@ -70,7 +73,7 @@ class Worker:
         while not self.may_end():
             connected_at, completed = time.monotonic(), self.reports.completed
             try:
-                with dial(self.settings, self.name, self.may_end, self.output.note) as connection:
+                with dial(self.settings, self.name, self.health.beating(self.may_end), self.output.note) as connection:
                     connected_at = time.monotonic()
                     self.consume(connection)
                     break
@@ -87,7 +90,6 @@ class Worker:
 
     def consume(self, connection: Connection) -> None:
         """Takes tasks until told to stop, or with `burst` until the queue is empty, and settles all of them."""
-        self.ready.clear()
         channel = connection.channel()
         channel.on_end = self.reports.wake
         declare_queues(channel, self.settings)
@@ -140,6 +142,7 @@ class Worker:
 
     def lose_connection(self, failure: BrokerError, delay: float) -> None:
         """What runs goes on; what was only held is the broker's again."""
+        self.ready.clear()
         for delivery in self.hands.lose():
             self.output.event("task_lost_connection", delivery)
         self.output.note_failure(failure, f"connecting again in {delay:.1f} s")

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "scripts/peers"))
 
 try:
     import psutil
-    from lab.nodes import Broker, ContainerBroker, LocalBroker, NoBroker
+    from lab.nodes import Broker, Cluster, ContainerBroker, ContainerCluster, LocalBroker, LocalCluster, NoBroker
     from lab.waiting import until
     from stage import OWN, Stage
 except ModuleNotFoundError as error:
@@ -111,9 +111,9 @@ class Bench:
         self.stage.drop(queue)
         return (count - 1) / float(report["last"] - report["first"])
 
-    def reported(self, who: str, queue: str, at_once: int, count: int, *flags: str) -> Any:
+    def reported(self, who: str, queue: str, at_once: int, count: int, *flags: str, **settings: str) -> Any:
         """What a worker's handler reports after `count` tasks of a queue that holds as many."""
-        environment = self.stage.environment(queue, count)
+        environment = self.stage.environment(queue, count, **settings)
         process = self.stage.worker(who, queue, at_once, environment, *flags)
         file = Path(environment["BENCH_FILE"])
         until(file.exists, f"{who} to do {count} tasks", seconds=120)
@@ -335,6 +335,63 @@ class Bench:
         self.found["workers"] = {"unit": "/s", "values": rates}
         self.stage.drop(queue)
 
+    def quorum(self) -> None:
+        """What a queue that survives the loss of a node costs: both rates, on one node and on three of this machine."""
+        folder = self.stage.folder / "cluster"
+        cluster: Cluster = LocalCluster(folder) if self.stage.broker.kind == "local" else ContainerCluster()
+        kinds = {
+            "classic": ("classic", ""),
+            "quorum, 1 node": ("quorum", ""),
+            "quorum, 3 nodes": ("quorum", cluster.url),
+        }
+        done: dict[str, list[float]] = {kind: [] for kind in kinds}
+
+        def published(kind: str) -> float:
+            queue_type, url = kinds[kind]
+            settings = {"QUEUE_TYPE": queue_type, "RABBITMQ_URL": url or self.stage.broker.url}
+            queue = f"kinds-{queue_type}"  # they stay, empty
+            rate = self.stage.send_rate(queue, WORKED * 4, **settings)
+            report = self.reported(OWN, queue, 1, WORKED * 4, "--prefetch", "10", **settings)
+            done[kind].append((WORKED * 4 - 1) / float(report["last"] - report["first"]))
+            return rate
+
+        try:
+            medians = self.note(
+                "confirmed publishing, by kind of queue", "/s", self.stage.in_turns(list(kinds), published)
+            )
+            worked = {kind: each[1:] for kind, each in done.items()}  # the first warms up
+            more = self.note("no-op tasks, prefetch 10, by kind of queue", "/s", worked)
+        finally:
+            cluster.remove()
+        for kind in list(kinds)[1:]:
+            ratios = (found[kind] / found["classic"] for found in (medians, more))
+            print(f"{kind} / classic: {{:.2f}} published, {{:.2f}} done".format(*ratios))
+
+    def hashing(self) -> None:
+        """Two senders at once: to one queue, to a queue each, and to two by the plugin for consistent hashing."""
+        self.stage.broker.enable("rabbitmq_consistent_hash_exchange")
+        queues, count = ("hashed-1", "hashed-2"), 40_000
+        ways = {"one queue": ("", queues[:1] * 2), "two queues": ("", queues), "two, by hash": ("hashed", ("", ""))}
+
+        def rate(way: str) -> float:
+            exchange, keys = ways[way]
+            with self.stage.broker.channel() as channel:
+                for queue in queues:
+                    channel.queue_declare(queue, durable=True)
+                channel.exchange_declare("hashed", "x-consistent-hash", durable=True)
+                for queue in queues:
+                    channel.queue_bind(queue, "hashed", "1")
+                program = [sys.executable, str(ROOT / "scripts/lab/publish.py"), exchange]
+                moments = self.stage.at_once([[*program, key, str(count)] for key in keys])
+                for name in queues:
+                    channel.queue_delete(name)
+                channel.exchange_delete("hashed")
+            return 2 * count / (max(moments) - min(moments))
+
+        medians = self.note("two senders, confirmed together", "/s", self.stage.in_turns(list(ways), rate))
+        for way in ("two queues", "two, by hash"):
+            print(f"{way} / one queue: {medians[way] / medians['one queue']:.2f}")
+
 
 FIGURES = (
     "publishing",
@@ -348,6 +405,8 @@ FIGURES = (
     "prefetch",
     "events",
     "workers",
+    "quorum",
+    "hashing",
 )
 
 

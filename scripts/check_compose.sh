@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # usage: check_compose.sh
 #
-# Runs docker-compose.yml for real: builds, scales to five workers, sends, looks at who did what, changes the password,
-# stops gracefully. Needs a Docker engine. Ports, names, a user and a virtual host of its own: it meets nothing else.
+# Runs docker-compose.yml for real: builds, scales to five workers, sends, looks at who did what, stops gracefully, scales
+# up and down in mid-run, changes the password. Needs a Docker engine. Ports, names, a user and a virtual host of its own: it meets nothing else.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
 [ $# = 0 ] || wrong_use
@@ -60,6 +60,41 @@ docker compose stop worker >/dev/null 2>&1
 [ "$(docker compose logs worker 2>/dev/null | grep -c Stopped)" -eq 5 ] || die 1 "not all workers stopped gracefully"
 curl --silent --fail --user "$RABBITMQ_USER:$RABBITMQ_PASSWORD" \
   "http://127.0.0.1:$RABBITMQ_MANAGEMENT_PORT/api/overview" >/dev/null || die 1 "the management pages do not answer"
+
+say "Scaling from 1 to 5 to 2 workers in mid-run ..."
+# what they print is kept where it outlives their containers
+mkdir -m 777 "$work/ran"
+cat >"$work/scale.yml" <<YAML
+services:
+  worker:
+    entrypoint: [sh, -c, 'exec python deploy/container.py worker.py >/ran/\$\$(hostname)']
+    volumes: [{ type: bind, source: "$work/ran", target: /ran }]
+YAML
+export COMPOSE_FILE=$COMPOSE_FILE:$work/scale.yml
+ran() { cat "$work"/ran/* | sed -n "s/.*$1.*id: \([0-9]*\).*/\1/p"; } # ran WORDS: ids of the tasks in such lines
+until_ran() { # until_ran COUNT
+  for _ in $(seq 240); do
+    [ "$(ran 'Task completed!' | wc -l)" -ge "$1" ] && return
+    sleep 0.25
+  done
+  die 1 "only $(ran 'Task completed!' | wc -l) of $1 tasks were completed"
+}
+scale() { docker compose up --detach --wait --scale worker="$1" >"$work/log" 2>&1 || failed; }
+scale 1 # and wait until it is healthy
+docker compose run --rm sender --count 160 --max-difficulty 1 --quiet 2>/dev/null
+until_ran 8
+scale 5
+until_ran 40
+scale 2
+done_by_then=$(ran 'Task completed!' | wc -l)
+[ "$done_by_then" -lt 160 ] || die 1 "all was done before the workers were scaled down"
+until_ran 160
+[ "$(docker compose ps --quiet worker | wc -l)" -eq 2 ] || die 1 "there are not two workers"
+[ "$(cat "$work"/ran/* | grep -c Stopped)" -eq 3 ] || die 1 "three of the workers did not stop gracefully"
+diff <(ran 'Received task' | sort -n) <(seq 160) || die 1 "not every task was begun, and just once"
+diff <(ran 'Task completed!' | sort -n) <(seq 160) || die 1 "not every task was completed, and just once"
+say "160 tasks, $done_by_then of them before the workers were two again: none lost, none run twice"
+export COMPOSE_FILE=${COMPOSE_FILE%:*}
 
 say "Another password for the same data, and a stop in a worker's first moment ..."
 docker compose down >/dev/null 2>&1

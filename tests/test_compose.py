@@ -45,7 +45,7 @@ def rendered(env_file: Path) -> dict[str, dict[str, object]]:
 @pytest.mark.parametrize("service", ["worker", "sender"])
 def test_every_setting_of_dot_env_reaches_the_programs(tmp_path: Path, service: str) -> None:
     files = {name: f"{tmp_path}/{name}" for name in ("TLS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE")}
-    names = {variable.name for variable in config.VARIABLES} - {"RABBITMQ_URL"}
+    names = {variable.name for variable in config.VARIABLES} - {"RABBITMQ_URL", "HEALTH_FILE"}
     assert names == {*EXAMPLES, *files}, "a new setting must be in docker-compose.yml, and here"
     env_file = tmp_path / "env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in {**EXAMPLES, **files}.items()))
@@ -63,6 +63,18 @@ def test_without_dot_env_the_defaults_hold(tmp_path: Path) -> None:
     environment = rendered(tmp_path / "env")["worker"]["environment"]
     assert isinstance(environment, dict)
     assert not [name for name in EXAMPLES if environment.get(name) is not None]
+
+
+def test_the_health_of_a_worker_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("HEALTH_FILE=/of/this/machine\n")
+    services = rendered(tmp_path / "env")
+    worker, sender = services["worker"], services["sender"]
+    environment, check = worker["environment"], worker["healthcheck"]
+    assert isinstance(environment, dict)
+    assert isinstance(check, dict)
+    assert environment["HEALTH_FILE"] == "/tmp/health"
+    assert check["test"] == ["CMD", "python", "deploy/health.py", "--connected"]
+    assert sender["healthcheck"] == {"disable": True}
 
 
 def test_programs_run_under_an_init(tmp_path: Path) -> None:

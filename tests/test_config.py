@@ -46,6 +46,7 @@ def test_the_defaults() -> None:
         tls_cert_file="",
         tls_key_file="",
         log_format="text",
+        health_file="",
     )
 
 
@@ -94,6 +95,7 @@ BAD = [
     *[("CONNECT_TIMEOUT_SECONDS", value) for value in ("", "0", "inf", "soon", "0.0001", "1000001")],
     *[(name, value) for name in ("TLS_CA_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE") for value in ("/no/such/file", "/")],
     *[("LOG_FORMAT", value) for value in ("", "JSON", "xml")],
+    *[("HEALTH_FILE", value) for value in ("/no/such/folder/health", "/")],
 ]
 
 

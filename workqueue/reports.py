@@ -7,6 +7,7 @@ output (a copy was confirmed, a finished task came again, a line about copies) i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -18,6 +19,7 @@ from workqueue.events import WorkerOutput
 class Reports:
     def __init__(self, output: WorkerOutput) -> None:
         self.completed = 0
+        self.on_attend: Callable[[], None] = lambda: None
         self._output = output
         self._guard = Lock()
         self._waiting: SimpleQueue[Delivery | str | None] = SimpleQueue()
@@ -47,6 +49,7 @@ class Reports:
 
     def attend(self, seconds: float) -> None:
         """Says what others have to say; waits for it, or for `wake`, so many seconds. Raises OutputClosed."""
+        self.on_attend()
         with suppress(Empty):
             what = self._waiting.get(timeout=seconds)
             while True:

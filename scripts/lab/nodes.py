@@ -84,6 +84,10 @@ class Broker:
         """Runs rabbitmqctl on the node and returns its output."""
         raise NoBroker(NOT_OURS)
 
+    def enable(self, plugin: str) -> None:
+        """Enables a plugin of the node."""
+        raise NoBroker(NOT_OURS)
+
     def keep_queues(self) -> None:
         """Has the node write down which queues there are.
 
@@ -158,16 +162,29 @@ class LocalBroker(Broker):
         until(lambda: not self.answers(), "the killed node to be gone")
 
     def ctl(self, *arguments: str) -> str:
+        return self._tool("rabbitmqctl", *arguments)
+
+    def enable(self, plugin: str) -> None:
+        self._tool("rabbitmq-plugins", "enable", plugin)
+
+    def _tool(self, name: str, *arguments: str) -> str:
         ports = dict(line.split("=") for line in (self.state / "ports").read_text().splitlines())
         environment = {
             **os.environ,
             "HOME": str(self.state),
             "ERL_EPMD_PORT": ports["epmd_port"],
             "RABBITMQ_NODENAME": f"rabbit-{self.port}@localhost",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": "enabled_plugins",  # as the node was told
         }
-        command = next(path for path in CTL_PATHS if shutil.which(path))
+        command = next(path for folder in TOOL_FOLDERS if shutil.which(path := f"{folder}{name}"))
         return subprocess.run(
-            [command, *arguments], env=environment, capture_output=True, text=True, check=True, timeout=60
+            [command, *arguments],
+            env=environment,
+            cwd=self.state,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         ).stdout
 
     def remove(self) -> None:
@@ -175,7 +192,7 @@ class LocalBroker(Broker):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-CTL_PATHS = ("/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl", "/opt/homebrew/sbin/rabbitmqctl")
+TOOL_FOLDERS = ("/usr/lib/rabbitmq/bin/", "", "/opt/homebrew/sbin/")
 
 
 class ContainerBroker(Broker):
@@ -219,7 +236,13 @@ class ContainerBroker(Broker):
         until(lambda: not self.answers(), "the killed container to be gone")
 
     def ctl(self, *arguments: str) -> str:
-        code, output = self._container.exec_run(["rabbitmqctl", *arguments])
+        return self._tool("rabbitmqctl", *arguments)
+
+    def enable(self, plugin: str) -> None:
+        self._tool("rabbitmq-plugins", "enable", plugin)
+
+    def _tool(self, *command: str) -> str:
+        code, output = self._container.exec_run(list(command))
         assert code == 0, output
         return str(output.decode())
 

@@ -83,16 +83,24 @@ class Stage:
                 process.stdin.write(json.dumps(task).encode() + b"\n")
                 time.sleep(0.01 if number else 1)
 
-    def send(self, queue: str, *flags: str) -> float:
+    def at_once(self, commands: list[list[str]]) -> list[float]:
+        """Runs programs side by side, and returns the numbers that they print."""
+        files = {"stdout": subprocess.PIPE, "cwd": self.folder, "env": self.environment("none")}
+        processes: list[subprocess.Popen[bytes]] = [subprocess.Popen(command, **files) for command in commands]  # type: ignore[call-overload]
+        printed = [process.communicate()[0] for process in processes]
+        assert not any(process.returncode for process in processes)
+        return [float(number) for text in printed for number in text.split()]
+
+    def send(self, queue: str, *flags: str, **settings: str) -> float:
         """Runs sender.py, and returns the seconds it took."""
         started = time.perf_counter()
-        self.run([sys.executable, str(ROOT / "sender.py"), "--quiet", *flags], self.environment(queue))
+        self.run([sys.executable, str(ROOT / "sender.py"), "--quiet", *flags], self.environment(queue, 1, **settings))
         return time.perf_counter() - started
 
-    def send_rate(self, queue: str, count: int) -> float:
+    def send_rate(self, queue: str, count: int, **settings: str) -> float:
         """Tasks that sender.py gets confirmed a second, its start and its end left out."""
-        without_tasks = self.send(queue, "--count", "0")
-        return count / (self.send(queue, "--count", str(count), "--max-difficulty", "0") - without_tasks)
+        without_tasks = self.send(queue, "--count", "0", **settings)
+        return count / (self.send(queue, "--count", str(count), "--max-difficulty", "0", **settings) - without_tasks)
 
     def fill(self, who: str, queue: str, count: int) -> None:
         """Puts `count` tasks that do nothing into the queue."""
