@@ -130,6 +130,14 @@ def test_every_other_command_is_run_by_a_check() -> None:
             assert is_run or command in plain, f"{page}: {command}"
 
 
+def test_a_command_has_no_comment() -> None:
+    """Not every shell takes one that is typed: zsh makes arguments of it."""
+    commands = [(page, line) for page, language, _, text in BLOCKS if language == "sh" for line in text.splitlines()]
+    shown = [(page, line) for page, language, _, text in BLOCKS if language == "console" for line in text.splitlines()]
+    commands += [(page, line) for page, line in shown if line.startswith("$ ")]
+    assert [(page, line) for page, line in commands if re.search(r"(^|\s)#", line)] == []
+
+
 def test_a_block_fits_a_terminal() -> None:
     for page, _, _, text in BLOCKS:
         assert all(len(line) <= 120 for line in text.splitlines()), page
