@@ -372,6 +372,11 @@ def test_a_rule_has_what_it_needs() -> None:
             assert not by or label in by[1].split(", "), f"{alert}: {label} is summed up"
 
 
+def test_the_docs_say_what_to_do_at_each_alert() -> None:
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/scaling.md").read_text(), re.MULTILINE)
+    assert told == list(RULES)
+
+
 def test_prometheus_is_told_of_the_rules_and_the_ports() -> None:
     assert PROMETHEUS["rule_files"] == ["rules.yml"]
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in PROMETHEUS["scrape_configs"]}
