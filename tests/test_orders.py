@@ -191,7 +191,7 @@ def test_a_worker_may_die_at_any_moment(moment: str, sqlite_shop: Shop, mailbox:
     sqlite_shop.checkout(1)
     path = f"{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"
     victim = sqlite_shop.start("worker.py", "--handlers", "handlers_orders", DIES=moment, PYTHONPATH=path)
-    assert victim.wait() == -signal.SIGKILL, victim.describe()
+    assert victim.wait(60) == -signal.SIGKILL, victim.describe()
     code, report = sqlite_shop.report()
     assert (code, report["wrong"]) == (1, [])
     assert report["to_come"]
