@@ -98,3 +98,17 @@ def test_the_url_in_a_container_holds_any_character(user: str, password: str, vh
     credentials = parameters.credentials
     assert isinstance(credentials, pika.PlainCredentials)
     assert (credentials.username, credentials.password, parameters.virtual_host) == (user, password, vhost)
+
+
+def test_the_shop_is_added_to_the_main_file() -> None:
+    """As Compose reads the two together. (Nothing here runs it: its database and its mail catcher are to be pulled.)"""
+    files = ["-f", "docker-compose.yml", "-f", "deploy/docker-compose.shop.yml"]
+    command = ["docker", "compose", *files, "--profile", "shop", "config", "--format", "json"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    services = json.loads(output)["services"]
+    assert services["worker"]["command"] == ["--handlers", "examples.orders.handlers"]
+    for name in ("worker", "checkout", "report"):
+        environment = services[name]["environment"]
+        assert environment["DATABASE_URL"] == "postgresql://shop:shop@postgres/shop"
+        assert (environment["SMTP_URL"], environment["RABBITMQ_HOST"]) == ("smtp://mail:1025", "rabbitmq")
+        assert services[name]["depends_on"].keys() >= {"postgres", "mail"}
