@@ -56,8 +56,8 @@ class Worker:
         self.copies.on_failure = self.fail
         self.counts = Counts(settings, self.copies, output.note)
         self.hands.on_settled = self.counts.settled
-        self.ready = Event()  # connected; no task is begun before `worker_ready` is printed
-        self.health = Health(settings.health_file, name, self.ready, self.hands, output.note)
+        self.ready = Event()  # no task is begun before `worker_ready` is printed
+        self.health = Health(settings.health_file, name, self.hands, output.note)
         self.reports.on_attend = self.health.beat
         self.stopping = False
         self.failure: BaseException | None = None  # what ends the worker
@@ -95,6 +95,7 @@ class Worker:
         declare_queues(channel, self.settings)
         self.hands.claim_back(channel, self.settings.task_queue)
         self.counts.connected(connection)
+        self.health.connection = connection
         while not self.stopping:
             self.take_tasks(channel)
             self.stopping |= self.burst and not self.hands.busy  # nothing has come while we cancelled

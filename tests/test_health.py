@@ -68,7 +68,9 @@ def test_a_long_task_is_healthy_unless_a_limit_is_set(bench: Bench) -> None:
 def test_without_a_broker_it_is_alive_and_not_connected(breakable: Bench, link: Forwarder) -> None:
     file = breakable.folder / "health"
     quick = {"HEARTBEAT_SECONDS": "1", "CONNECT_TIMEOUT_SECONDS": "2"}
-    breakable.worker("--id", "W-1", HEALTH_FILE=str(file), **quick)
+    worker = breakable.worker("--id", "W-1", HEALTH_FILE=str(file), **quick)
+    breakable.send("--task", "x", "--difficulty", "600")  # it takes no other meanwhile, and is connected all the same
+    worker.wait_for("task_started")
     until(lambda: probe(file, "--connected") == (0, ""), "a connected worker")
     link.stall()
     assert becomes_unhealthy(file, "--connected").startswith("W-1 has had no broker for ")
@@ -112,7 +114,7 @@ def test_a_file_that_cannot_be_written_is_told_once_and_ends_nothing(bench: Benc
 def test_only_the_main_thread_counts(tmp_path: Path) -> None:
     """Another one that waits for the broker goes on also when the main thread is stuck."""
     file = tmp_path / "health"
-    health = Health(str(file), "W-1", threading.Event(), Hands(1, 15, lambda delivery: None), print)
+    health = Health(str(file), "W-1", Hands(1, 15, lambda delivery: None), print)
     other = threading.Thread(target=health.beat)
     other.start()
     other.join()
@@ -124,7 +126,7 @@ def test_only_the_main_thread_counts(tmp_path: Path) -> None:
 
 def test_it_is_written_once_a_second_at_most(tmp_path: Path) -> None:
     file = tmp_path / "health"
-    health = Health(str(file), "W-1", threading.Event(), Hands(1, 15, lambda delivery: None), print)
+    health = Health(str(file), "W-1", Hands(1, 15, lambda delivery: None), print)
     for _ in range(1000):
         health.beat()
     first = file.stat().st_ino

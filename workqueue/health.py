@@ -12,19 +12,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from threading import Event
 
+from workqueue.connection import Connection
 from workqueue.hands import Hands
 
 INTERVAL_SECONDS = 1.0
 
 
 class Health:
-    def __init__(self, file: str, worker: str, connected: Event, hands: Hands, note: Callable[[str], None]) -> None:
+    def __init__(self, file: str, worker: str, hands: Hands, note: Callable[[str], None]) -> None:
         """`note` gets a line for people when the file cannot be written; the worker goes on."""
+        self.connection: Connection | None = None  # the last one that tasks could be taken from
         self._file = file
         self._worker = worker
-        self._connected = connected
         self._hands = hands
         self._note = note
         self._next = 0.0 if file else math.inf
@@ -38,7 +38,7 @@ class Health:
         if now < self._next or threading.current_thread() is not threading.main_thread():
             return
         self._next = now + INTERVAL_SECONDS
-        connected = self._connected.is_set()
+        connected = self.connection is not None and self.connection.is_open
         if connected != self._was_connected:
             self._was_connected, self._since = connected, now
         running = self._hands.at_work()
