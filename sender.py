@@ -17,8 +17,7 @@ from collections.abc import Iterator
 
 from pika import BasicProperties, DeliveryMode
 
-import config
-from config import Settings
+from config import SettingError, Settings, load
 from tasks import BadTask, Task
 from workqueue import flags
 from workqueue.errors import BrokerError
@@ -37,9 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     fill_missing_streams()
     arguments = flags.of_sender(argv)
     try:
-        settings = config.load(arguments.settings)
+        settings = load(arguments.settings)
         to_send = chosen_tasks(arguments)
-    except (config.SettingError, BadTask) as error:
+    except (SettingError, BadTask) as error:
         note(f"sender.py: {error}")
         return 2
     signal.signal(signal.SIGINT, interrupt)

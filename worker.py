@@ -16,8 +16,7 @@ import time
 from functools import partial
 from threading import Event, Thread
 
-import config
-from config import Settings
+from config import SettingError, Settings, load
 from tasks import BadTask, Handler, PutDown, Reject, Task
 from workqueue import flags
 from workqueue.connection import Channel, Connection
@@ -98,7 +97,8 @@ class Worker:
         self.health.connection = connection
         while not self.stopping:
             self.take_tasks(channel)
-            self.stopping |= self.burst and not self.hands.busy  # nothing has come while we cancelled
+            if self.burst and not self.hands.busy:  # nothing has come while we cancelled
+                self.stopping = True
         if self.stopping and self.hands.in_hand:
             self.output.note("stopping when what runs is done; once more to give it back")
         self.hands.give_back_held()
@@ -253,10 +253,10 @@ def main(argv: list[str] | None = None, handle: Handler | None = None) -> int:
     fill_missing_streams()
     arguments = flags.of_worker(argv)
     try:
-        settings = config.load(arguments.settings)
+        settings = load(arguments.settings)
         simulates = not (handle or arguments.handlers)
         handle = usable(handle) if handle else chosen_handler(arguments.handlers, settings)
-    except config.SettingError as error:
+    except SettingError as error:
         note(f"worker.py: {error}")
         return 2
     output = WorkerOutput(arguments.id, settings.log_format, arguments.quiet, settings.concurrency > 1, simulates)
