@@ -151,7 +151,11 @@ class LocalBroker(Broker):
             raise NoBroker(error.strip())
 
     def start(self) -> None:
-        self._script("up", *([] if self.nodes == 1 else ["--nodes", str(self.nodes)]))
+        try:
+            self._script("up", *([] if self.nodes == 1 else ["--nodes", str(self.nodes)]))
+        except KeyboardInterrupt:  # it may have come when `up` was through
+            self._script("down")
+            raise
 
     def restart(self) -> None:
         self._script("restart")
