@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pika
 import pytest
-from lab.nodes import ROOT
+from lab.nodes import ROOT, free_port
+from programs import copy_project
 
 import config
 
@@ -112,3 +113,36 @@ def test_the_shop_is_added_to_the_main_file() -> None:
         assert environment["DATABASE_URL"] == "postgresql://shop:shop@postgres/shop"
         assert (environment["SMTP_URL"], environment["RABBITMQ_HOST"]) == ("smtp://mail:1025", "rabbitmq")
         assert services[name]["depends_on"].keys() >= {"postgres", "mail"}
+
+
+def test_down_says_what_is_so(tmp_path: Path) -> None:
+    """Also with an `.env` that Compose refuses. Without the engine nothing is stopped, and so it says."""
+    copy_project(tmp_path / "clone")
+    (tmp_path / "clone/.venv").symlink_to(Path(sys.prefix))
+    (tmp_path / "clone/.env").write_text("TASK_QUEUE=${oops\n")
+    port = free_port()
+    settings = {"RABBITMQ_URL": f"amqp://me:s3cret@127.0.0.1:{port}/", "TASK_QUEUE": "orders", "BROKER_KIND": "docker"}
+    environment = {**os.environ, **settings, "RABBITMQ_MANAGEMENT_PORT": "0"}
+    nowhere = {"DOCKER_HOST": f"unix://{tmp_path}/nowhere"}
+
+    def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(tmp_path / "clone/scripts/broker.sh"), *arguments]
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=False)
+
+    try:
+        up = call("up")
+        assert up.returncode == 0, up.stderr
+        down = call("down", **nowhere)
+        assert down.returncode == 3
+        assert "could not stop" in down.stderr
+        assert "Stopped" not in down.stdout
+        assert call("status").returncode == 0
+        down = call("down")
+        assert down.returncode == 0, down.stderr
+        assert down.stdout.startswith("Stopped")
+        assert call("status").returncode == 3
+    finally:
+        call("down")
+        volumes = ["docker", "volume", "ls", "--quiet", "--filter", f"name=work-queue-{port}-"]
+        names = subprocess.run(volumes, capture_output=True, text=True, check=True).stdout.split()
+        subprocess.run(["docker", "volume", "rm", *names], capture_output=True, check=False)
