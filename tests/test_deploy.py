@@ -328,7 +328,8 @@ def metrics_of_rabbitmq(
     if shared_broker.kind == "container":
         broker: Broker = ContainerBroker(ports={15692: port})
     else:
-        broker = LocalBroker(tmp_path_factory.mktemp("metrics"))
+        shared = shared_broker.kind == "local"
+        broker = shared_broker if shared else LocalBroker(tmp_path_factory.mktemp("metrics"))
         where = f'[{{port, {port}}}, {{ip, "127.0.0.1"}}]'
         broker.ctl("eval", f"application:set_env(rabbitmq_prometheus, tcp_config, {where}, [{{persistent, true}}]).")
     broker.enable("rabbitmq_prometheus")
@@ -338,9 +339,11 @@ def metrics_of_rabbitmq(
     with broker.channel() as channel:
         channel.queue_declare("task_queue", durable=True)
         until(lambda: 'queue="task_queue"' in fetched(f"{page}/metrics/detailed?{families}"), "its metrics", 30)
-    text = fetched(f"{page}/metrics") + fetched(f"{page}{jobs['rabbitmq-queues']['metrics_path']}?{families}")
+        text = fetched(f"{page}/metrics") + fetched(f"{page}{jobs['rabbitmq-queues']['metrics_path']}?{families}")
+        channel.queue_delete("task_queue")
     yield exported(text)
-    broker.remove()
+    if broker is not shared_broker:
+        broker.remove()
 
 
 def test_rules_ask_for_metrics_that_there_are(metrics_of_rabbitmq: dict[str, set[str]], bench: Bench) -> None:
@@ -349,8 +352,13 @@ def test_rules_ask_for_metrics_that_there_are(metrics_of_rabbitmq: dict[str, set
     until(lambda: "metrics: http" in watch.stdout, "the address of the metrics")
     [url] = re.findall(r"metrics: (http\S+?);", watch.stdout)
     until(lambda: 'work_queue_workers{queue="' in fetched(url), "metrics")
-    bench.send("--task", "x", "--difficulty", "0")
-    until(lambda: "work_queue_last_wait_seconds" in fetched(url), "how long a task has waited")
+
+    def waiting_is_told() -> bool:
+        """Of a task that is begun after the worker has noticed that somebody watches."""
+        bench.send("--task", "x", "--difficulty", "0")
+        return "work_queue_last_wait_seconds{" in fetched(url)
+
+    until(waiting_is_told, "how long a task has waited")
     known = {"up": {"job", "instance"}, **metrics_of_rabbitmq, **exported(fetched(url))}
     for alert, rule in RULES.items():
         promql_parser.parse(rule["expr"])
