@@ -33,7 +33,7 @@ def style() -> str:
     """Each task has the class of its place in the palette: `a` is the shape of the first, `a n` its number."""
     rules = [
         "text{font:12px system-ui,-apple-system,Segoe UI,Roboto,sans-serif;fill:var(--text)}",
-        ".h{font-size:14px;font-weight:600}.v{font-size:12.5px;font-weight:600}.q{fill:var(--quiet)}.m{text-anchor:middle}.r{text-anchor:end}",
+        ".h{font-size:14px;font-weight:600}.v{font-size:11.5px;font-weight:500}.q{fill:var(--quiet)}.m{text-anchor:middle}.r{text-anchor:end}",
         ".w{fill:var(--text);stroke:var(--ground);stroke-width:5px;stroke-linejoin:round;paint-order:stroke}",
         ".g{fill:var(--ground);stroke:var(--frame)}.l{stroke:var(--frame)}.s{stroke:var(--quiet);stroke-width:1.2}",
         "path{stroke:var(--text)}.i{fill:url(#i);stroke:var(--frame)}.n{text-anchor:middle;font-weight:600;fill:#000}",
