@@ -14,6 +14,9 @@ fi
 if [ "$(id -u)" = 0 ] && [ -z "$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ]; then
   install_package postgresql postgresql # for the orders' tests
 fi
+if [ "$(id -u)" = 0 ] && ! command -v systemd-analyze >/dev/null 2>&1; then # for the units of deploy/
+  install_package systemd systemd
+fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
