@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -23,6 +24,7 @@ import config
 from tasks import Attempt, Task
 from worker import Worker
 from workqueue import connection as connections
+from workqueue import wire
 from workqueue.acknowledgements import Acknowledgements
 from workqueue.connection import Channel, Connection
 from workqueue.deliveries import Delivery
@@ -392,6 +394,26 @@ def slow(
     monkeypatch.setattr(owner, name, method)
 
 
+def test_a_broker_that_goes_in_the_moment_of_connecting_is_no_broker(
+    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine has taken the connection, and the process that was to take it is gone."""
+    server = socket.create_server(("127.0.0.1", 0))
+    connect = wire._Services.connect_socket
+
+    def connect_and_go(self: Any, sock: Any, address: Any, on_done: Any) -> Any:
+        def gone(error: Any) -> None:
+            server.close()
+            on_done(error)
+
+        return connect(self, sock, address, gone)
+
+    monkeypatch.setattr(wire._Services, "connect_socket", connect_and_go)
+    url = f"amqp://127.0.0.1:{server.getsockname()[1]}/"
+    with pytest.raises(BrokerError, match="is it running"):
+        dial(replace(settings, rabbitmq_urls=(url,)), "test")
+
+
 def cut(found: Running) -> None:
     found.channels[-1].abort()  # type: ignore[attr-defined]
 
@@ -521,6 +543,7 @@ def test_of_two_equal_messages_the_one_that_was_only_held_still_runs(
             until(lambda: found.worker.hands.in_hand == 2, "the second to be held")
             time.sleep(0.3)
             cut(found)
+            until(lambda: found.count("task_lost_connection") == 1, "the worker to notice, while this one runs")
             monkeypatch.setattr("workqueue.acknowledgements.PROOF_SECONDS", 0.05)
 
     cutting = threading.Event()

@@ -135,6 +135,8 @@ class Connection:
                 for channel in self._channels:
                     channel.write_acknowledgements()
                 self._wire.flush()
+        except ValueError as error:  # pika's word for a broker that is gone in the moment of connecting
+            self._on_end(self._wire, error.__context__ if isinstance(error.__context__, OSError) else error)
         except BaseException as error:  # whatever it was, nobody answers heartbeats any more
             self._on_end(self._wire, error)
         finally:

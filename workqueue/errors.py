@@ -31,6 +31,7 @@ FAILURES = (AMQPError, AMQPConnectorException, OSError, SettingError)
 TIMED_OUT = os.strerror(errno.ETIMEDOUT)
 IN_FEW_WORDS = {  # where a line a try has to fit a terminal
     "Connection reset by peer": "connection reset",
+    "Transport endpoint is not connected": "connection reset",
     "Transport indicated EOF": "connection closed",
     "Name or service not known": "unknown host",
     "Temporary failure in name resolution": "no name server",
