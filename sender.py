@@ -63,7 +63,7 @@ def message(task: Task) -> Message:
 def publish(to_send: Iterator[Task], queue: str, publisher: Publisher, report: SendReport) -> None:
     """Publishes the tasks, no more than the window unconfirmed at once, and waits for the broker's answers."""
     for task in to_send:
-        report.room.get()
+        report.room.get()  # a place in the window; waits for one
         if report.error:
             raise report.error
         publisher.publish(queue, message(task), report.settled)

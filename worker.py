@@ -189,7 +189,7 @@ class Worker:
         try:
             while True:
                 delivery = self.hands.next()
-                self.ready.is_set() or self.ready.wait()
+                self.ready.is_set() or self.ready.wait()  # which alone takes a lock for each task
                 if not self.stopping and self.hands.begin(delivery):
                     with self.counts.begun(delivery) as times:
                         self.settle(delivery, self.attempt(delivery, times))
@@ -219,8 +219,9 @@ class Worker:
             if isinstance(error, PutDown) and self.stopping:
                 return GivenBack(Problem.of(error))
             self.output.note(in_words(error))
-            tried_enough = delivery.attempt > len(self.settings.retry_delays)
-            return (Dead if tried_enough else Retry).of(error, self.settings, delivery.attempt)
+            if delivery.attempt > len(self.settings.retry_delays):
+                return Dead.of(error, self.settings)
+            return Retry.of(error, self.settings, delivery.attempt)
         return Done(time.monotonic() - delivery.begun_at)
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:

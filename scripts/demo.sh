@@ -28,16 +28,12 @@ finish() {
   trap '' INT TERM HUP # also for what is called here: nothing of it may be left half done
   rm -rf "$work"
   "$python" scripts/drop_queues.py >/dev/null 2>&1 || true
-  exec 7>&-
-  bash scripts/broker.sh down --unused >/dev/null || warn "the broker that was started could not be stopped"
+  return_broker
 }
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 
-mkdir -p "$state" # as long as this is locked, no other demo stops the broker
-exec 7>>"$state/in-use"
-hold 7 shared 60 || die 3 "a broker.sh holds $state, and has not come to an end"
-bash scripts/broker.sh up --temporary
+borrow_broker
 
 say
 say "$workers workers wait for tasks:"

@@ -70,6 +70,17 @@ know_broker() {
   kind=$(cat "$state/kind" 2>/dev/null || true)
 }
 
+borrow_broker() { # after know_broker: one that answers, or one that is started; nobody else stops it until it is returned
+  mkdir -p "$state"
+  exec 7>>"$state/in-use"
+  hold 7 shared 60 || die 3 "a broker.sh holds $state, and has not come to an end"
+  bash scripts/broker.sh up --temporary
+}
+return_broker() { # the last one who does stops it, if it was started for that
+  exec 7>&-
+  bash scripts/broker.sh down --unused >/dev/null || warn "the broker that was started could not be stopped"
+}
+
 # install_package DEBIAN_NAME BREW_NAME: installs it where that is allowed, or says how.
 install_package() {
   if command -v apt-get >/dev/null 2>&1; then

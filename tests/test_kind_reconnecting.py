@@ -272,7 +272,8 @@ def test_programs_on_a_cluster_without_majority_obey_signals(cluster: Bench) -> 
     for node in names[:2]:
         cluster.broker.kill_node(node)
     worker = started(cluster, "record", RABBITMQ_URL=last, **quorum)
-    sender = cluster.start("sender.py", RABBITMQ_URL=last, **quorum)
+    # to a new queue, which needs a majority: nothing is on its way that it would wait for
+    sender = cluster.start("sender.py", "--queue", f"{cluster.queue}-new", RABBITMQ_URL=last, **quorum)
     time.sleep(2)
     for program in (idle, worker):
         assert program.process.poll() is None, program.describe()

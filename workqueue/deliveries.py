@@ -86,7 +86,7 @@ class Dead:
     queue: str
 
     @classmethod
-    def of(cls, error: BaseException, settings: Settings, attempt: int = 0) -> Dead:
+    def of(cls, error: BaseException, settings: Settings) -> Dead:
         return cls(Problem.of(error), settings.dead_queue)
 
     def copy(self, delivery: Delivery, worker: str) -> Message:
