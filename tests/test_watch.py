@@ -377,8 +377,8 @@ def test_a_recording_holds_the_events_as_they_were_and_shows_the_same_again(benc
         for event in sent:
             made.workers[0].publish(event)
         view.until(lambda state: state["recent"], "what happened")
-    view.program.signal(signal.SIGINT)
-    assert view.program.wait() == 0
+        view.program.signal(signal.SIGINT)  # while both consumers are there: the last page says so
+        assert view.program.wait() == 0
     header, *lines = [json.loads(line) for line in file.read_bytes().splitlines()]
     assert header["recording"] == 1
     assert header["queue"] == bench.queue
