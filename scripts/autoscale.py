@@ -183,7 +183,7 @@ class Autoscaler:
     def miss(self, worker: Ended) -> None:
         self.ever_up |= worker.came_up
         if worker.told:
-            if worker.code:
+            if not worker.drained:
                 note(f"autoscale.py: {worker.name} was to drain, and has ended otherwise: {worker.how}")
             return
         if not self.ever_up and worker.code in (2, 3):
@@ -202,7 +202,7 @@ class Autoscaler:
             if self.told_again and not hurried:
                 self.workers.end_at_once()
                 hurried = True
-            well &= all(worker.code == 0 for worker in self.workers.ended())
+            well &= all(worker.drained for worker in self.workers.ended())
             time.sleep(LOOK_SECONDS / 2)
         return well
 

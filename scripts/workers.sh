@@ -77,15 +77,15 @@ bury() { # takes those that have ended from both lists
   done
   pids=(${kept[@]+"${kept[@]}"})
   kept=()
-  for pid in ${draining[@]+"${draining[@]}"}; do
-    case $running in *" $pid "*) kept+=("$pid") ;; *) note_end "$pid" ;; esac
+  for pid in ${draining[@]+"${draining[@]}"}; do # 143: it was not yet up enough to hear the signal, and had no task
+    case $running in *" $pid "*) kept+=("$pid") ;; *) note_end "$pid" 143 ;; esac
   done
   draining=(${kept[@]+"${kept[@]}"})
 }
-note_end() {
+note_end() { # of the process $1; $2: also all right
   local code=0
   wait "$1" || code=$?
-  [ "$code" = 0 ] || status=$code
+  case $code in 0 | "${2:-}") ;; *) status=$code ;; esac
 }
 has_changed() { # the number that is wanted
   local before=$wanted

@@ -108,7 +108,7 @@ def test_no_worker_ends_in_mid_task_when_fewer_are_enough(bench: Bench) -> None:
     scaler = bench.start(SCRIPT, *QUICK, "--wait", "0.5", "--max", "4", SECONDS_PER_DIFFICULTY="1")
     scaler.wait_for("worker_ready")
     for difficulty in (8, 8, 1, 1):
-        bench.send("--task", "x", "--difficulty", str(difficulty), "--quiet")
+        bench.publish(json.dumps({"id": 1, "task": "x", "difficulty": difficulty}).encode())
     scaler.wait_for("worker_ready", 4)
     stopped = scaler.wait_for("worker_stopped", 2)
     assert [event["completed"] for event in stopped] == [1, 1]
@@ -187,6 +187,14 @@ def test_its_own_end_drains_all(bench: Bench) -> None:
     assert scaler.wait() == 0
     assert_done_once(scaler, 3)
     assert bench.ready() == 0
+
+
+def test_workers_that_are_not_yet_up_may_be_drained_too(bench: Bench) -> None:
+    scaler = bench.start(SCRIPT, "--min", "4")
+    until(lambda: workers_of(scaler), "a first process")
+    scaler.signal(signal.SIGTERM)
+    assert scaler.wait() == 0, scaler.describe()
+    assert scaler.stderr == ""
 
 
 def test_a_second_signal_gives_back_what_runs(bench: Bench) -> None:

@@ -156,7 +156,7 @@ def test_two_demos_share_a_broker_and_the_last_one_stops_it(folder: Path) -> Non
 def test_a_demo_leaves_the_broker_to_whoever_uses_it(folder: Path) -> None:
     with calling(folder / "broker") as scripts:
         demo = scripts.start("demo.sh", environment={"SECONDS_PER_DIFFICULTY": "0.6"})
-        until(lambda: answers(scripts.port), "the demo's broker", 60)
+        until(lambda: answers(scripts.port), "the demo's broker", 120)
         connection = None
         with contextlib.suppress(pika.exceptions.AMQPError):
             until(lambda: (scripts.state / "making").exists() is False, "the demo's broker to be through", 60)

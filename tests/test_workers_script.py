@@ -55,6 +55,13 @@ def assert_done_once(owner: Program, count: int) -> None:
     assert not any(event["redelivered"] for event in owner.events("task_started"))
 
 
+def test_workers_that_are_not_yet_up_may_be_drained_too(bench: Bench) -> None:
+    owner = bench.start(SCRIPT, "4")
+    until(lambda: workers_of(owner), "a first process")
+    owner.signal(signal.SIGTERM)
+    assert owner.wait() == 0, owner.describe()
+
+
 def test_called_again_it_adds_workers_and_drains_the_newest(bench: Bench) -> None:
     owner = bench.start(SCRIPT, "1", SECONDS_PER_DIFFICULTY="1.5")
     owner.wait_for("worker_ready")

@@ -42,6 +42,11 @@ class Ended:
     came_up: bool
 
     @property
+    def drained(self) -> bool:
+        """Told to, and with nothing in hand: also one that was not yet up enough to hear the signal."""
+        return self.told and (self.code == 0 or (self.code == -signal.SIGTERM and not self.came_up))
+
+    @property
     def how(self) -> str:
         return f"killed by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
 
