@@ -5,7 +5,7 @@
 # time, each on brokers of its own (-n 0: one after the other).
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
-unset PYTHONPATH
+unset PYTHONPATH PYTHONDONTWRITEBYTECODE # hundreds of programs are started: compiled once
 ensure_python requirements-test.txt
 if [ "$(id -u)" = 0 ] && ! command -v chromedriver >/dev/null 2>&1; then # for the pictures' tests
   install_package fonts-dejavu-core font-dejavu

@@ -21,6 +21,7 @@ from pika import BasicProperties
 import config
 from workqueue.connection import Channel
 from workqueue.dialing import dial
+from workqueue.queues import declare_queues
 
 BATCH_SECONDS = 0.1
 LINES = BasicProperties(content_type="application/x-ndjson", delivery_mode=1)
@@ -99,6 +100,7 @@ def crowd(count: int, tasks_a_second: float, seconds: float) -> None:
     with dial(settings, "fake_workers.py") as connection:
         channel = connection.channel()
         channel.exchange_declare(f"{settings.task_queue}.events", "topic", durable=True)
+        declare_queues(channel, settings)
         workers = [FakeWorker(channel, settings.task_queue, f"Worker-{n:08x}") for n in range(count)]
         began = time.monotonic()
         tick = 0

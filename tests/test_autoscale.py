@@ -92,7 +92,7 @@ def test_a_burst_waits_less_than_with_a_fixed_two_and_nothing_is_lost(bench: Ben
 def test_it_says_each_decision_in_a_line_and_in_the_live_view(bench: Bench) -> None:
     scaler = bench.start(SCRIPT, *QUICK, "--wait", "1", "--max", "2", LOG_FORMAT="text", SECONDS_PER_DIFFICULTY="0.2")
     until(lambda: "Waiting for tasks" in scaler.stdout, "the first worker")
-    bench.send("--count", "40", "--max-difficulty", "1", "--quiet")
+    bench.send("--count", "100", "--max-difficulty", "1", "--quiet")
     line = r"^\d\d:\d\d:\d\d 1 → 2: \d+ ready, \d in work.*: .+$"
     until(lambda: re.search(line, scaler.stdout, re.MULTILINE), "the second worker")
     until(lambda: re.search(r"⇅ 2 workers of 1 to 2 since [\d.]+ s: \d+ ready, ", watched(bench)), "the live view")

@@ -225,7 +225,7 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
         **os.environ,
         "RABBITMQ_URL": f"amqp://me:s3cret@127.0.0.1:{port}/mine",
         "TASK_QUEUE": "kept",
-        "SECONDS_PER_DIFFICULTY": "5",
+        "SECONDS_PER_DIFFICULTY": "60",
         "BROKER_DIR": str(tmp_path),
         "BROKER_KIND": "docker" if breakable_broker.kind == "container" else "node",
         "RABBITMQ_MANAGEMENT_PORT": str(management_port),
@@ -250,10 +250,12 @@ def test_a_started_broker_keeps_its_data_and_leaves_nothing_running(tmp_path: Pa
         assert list(counts) == ["kept", "kept.retry.1s", "kept.retry.5s", "kept.retry.30s", "kept.dead"]
         assert set(map(tuple, counts.values())) == {("0", "0", "0")}
         busy = subprocess.Popen([sys.executable, "worker.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        run(f"{sys.executable} sender.py --count 3 --quiet", environment)
-        until(lambda: queues(environment)["kept"] == ["2", "1", "1"], "the worker to hold one task", 60)
-        busy.kill()
-        busy.wait()
+        try:
+            run(f"{sys.executable} sender.py --count 3 --quiet", environment)
+            until(lambda: queues(environment)["kept"] == ["2", "1", "1"], "the worker to hold one task", 60)
+        finally:
+            busy.kill()
+            busy.wait()
     finally:
         run("./scripts/broker.sh down", environment)
         remove_volume(port, environment)

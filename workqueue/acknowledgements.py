@@ -45,6 +45,9 @@ class Acknowledgements:
         if tag in self._outstanding:
             self._done.add(tag)
 
+    def add_up_to(self, tag: int) -> None:
+        self._done.update(older for older in self._outstanding if older <= tag)
+
     def may_come_back(self, tag: int) -> bool:
         """Whether the broker may not have its acknowledgement. For any thread: `write` and `_question` add a tag to
         the next of these before they take it from the one before."""

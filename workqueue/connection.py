@@ -273,8 +273,10 @@ class Channel:
         found: tuple[Any, BasicProperties, bytes] | None = self._rpc(get)
         return found
 
-    def basic_ack(self, delivery_tag: int) -> None:
-        self.connection.submit(partial(self.acknowledgements.add, delivery_tag))
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        """With `multiple`, whatever was delivered up to this one."""
+        add = self.acknowledgements.add_up_to if multiple else self.acknowledgements.add
+        self.connection.submit(partial(add, delivery_tag))
 
     def basic_nack(self, delivery_tag: int, requeue: bool = True) -> None:
         def nack() -> None:

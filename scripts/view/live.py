@@ -1,7 +1,7 @@
 """The source that watches a broker: events from a queue of its own, and counts of the queues, by passive declares.
 
     <queue>.events ──► ours: all heartbeats ────────────────► read as they come
-                   └─► ours: task events, the newest 20 ────► 20 at most every TICK_SECONDS, however many there are
+                   └─► ours: task events, the newest 10 ────► 10 at most every TICK_SECONDS, however many there are
 
 Nothing is taken from the work queue. Heartbeats alone tell all counts; the events of single tasks are wanted as long as
 a person could read them, and where there are more the broker drops the oldest, at no cost for us.
@@ -30,8 +30,8 @@ COUNT_SECONDS = 0.5  # between two counts of the work queue
 OTHERS_SECONDS = 1.0  # of the dead queue and the retry queues
 MISSING_SECONDS = 2.0  # a queue that is not there is looked for again; RabbitMQ logs each look
 BIND_SECONDS = 5.0  # somebody may have deleted the exchange
-LINGER_SECONDS = 0.1  # what comes within is read together
-SAMPLE = 20  # messages
+LINGER_SECONDS = 0.2  # what comes within is read together
+SAMPLE = 10  # messages; each has several events
 MOST_HEARTBEATS = 5000  # that the broker keeps for us
 MOST_RECORDED = 100_000
 MOST_UNREAD = 200_000  # messages that have come and are not read: oldest are dropped
@@ -181,9 +181,12 @@ class Subscription:
             self._channel.queue_bind(queue, self._exchange, key)
 
     def acknowledge(self) -> None:
-        """Lets the broker send as many again."""
+        """Lets the broker send as many again: all of the sample in one call."""
+        newest = 0
         while self._to_ack:
-            self._channel.basic_ack(self._to_ack.popleft())
+            newest = self._to_ack.popleft()
+        if newest:
+            self._channel.basic_ack(newest, multiple=True)
 
     def _consume(self, most: int, keys: tuple[str, ...], sample: bool) -> None:
         declared = self._channel.queue_declare("", exclusive=True, arguments={**OWN_QUEUE, "x-max-length": most})

@@ -147,7 +147,7 @@ class Model:
     def _consuming(self, now: float) -> int:
         """Workers that should have a consumer."""
         connected_at = now if self.connected_at is None else self.connected_at
-        return sum(run.seen_as(now, connected_at) not in AWAY for run in self.runs.values())
+        return sum(run.heard_as(now, connected_at) not in AWAY for run in self.runs.values())
 
     # What is so
 

@@ -152,18 +152,22 @@ class Run:
         """Seconds of silence, as far as we have listened."""
         return max(0.0, now - max(self.heard, connected_at)) if self.interval else 0.0
 
-    def seen_as(self, now: float, connected_at: float) -> str:
-        """`silent` and `quiet` beside the states that it tells itself."""
-        quiet = self.quiet(now, connected_at)
-        if self.stopped is not None or not self.interval:
-            return self.state
-        if quiet > SILENT_INTERVALS * self.interval:
-            return "silent"
-        if quiet > QUIET_INTERVALS * self.interval:
-            return "quiet"
-        if self.state in ("working", "waiting"):  # the snapshot's may be older than its tasks
-            return "working" if self.more or self.running() else "waiting"
+    def heard_as(self, now: float, connected_at: float) -> str:
+        """The state that it told, or `silent` or `quiet`."""
+        if self.stopped is None and self.interval:
+            quiet = self.quiet(now, connected_at)
+            if quiet > SILENT_INTERVALS * self.interval:
+                return "silent"
+            if quiet > QUIET_INTERVALS * self.interval:
+                return "quiet"
         return self.state
+
+    def seen_as(self, now: float, connected_at: float) -> str:
+        """The same, where what it told of its tasks since says more: the snapshot may be older."""
+        state = self.heard_as(now, connected_at)
+        if state in ("working", "waiting"):
+            return "working" if self.more or self.running() else "waiting"
+        return state
 
     def is_gone(self, now: float, connected_at: float) -> bool:
         if self.stopped is not None:
