@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=KINDS,
         help="RABBITMQ_TEST_URL, a container, or a private local node (default: the first of them that works)",
     )
+    parser.addoption(
+        "--again", action="store_true", help="after a run with another broker: leave out the tests that need none"
+    )
 
 
 # of one kind of broker, or of none: not a second time in a run with the other kind
@@ -38,6 +41,17 @@ ONLY_WITH = {"test_broker_script.py": "local", "test_script_callers.py": "local"
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     kind = ONLY_WITH.get(collection_path.name)
     return True if kind and config.getoption("--broker") != kind else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--again"):
+        said = {item for item in items if not needs_broker(item)}
+        config.hook.pytest_deselected(items=said)
+        items[:] = [item for item in items if item not in said]
+
+
+def needs_broker(item: pytest.Item) -> bool:
+    return item.path.name in ONLY_WITH or "makers" in getattr(item, "fixturenames", ())
 
 
 def pytest_configure() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,44 @@ def test_down_says_what_is_so(tmp_path: Path) -> None:
         assert call("status").returncode == 3
     finally:
         call("down")
-        volumes = ["docker", "volume", "ls", "--quiet", "--filter", f"name=work-queue-{port}-"]
-        names = subprocess.run(volumes, capture_output=True, text=True, check=True).stdout.split()
-        subprocess.run(["docker", "volume", "rm", *names], capture_output=True, check=False)
+        remove_volumes(port)
+
+
+def remove_volumes(port: int) -> None:
+    listed = ["docker", "volume", "ls", "--quiet", "--filter", f"name=work-queue-{port}-"]
+    names = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["docker", "volume", "rm", *names], capture_output=True, check=True)
+
+
+def test_what_a_kept_volume_holds_is_there_for_a_changed_password(tmp_path: Path) -> None:
+    """Told while the broker runs, or while it is down."""
+    port = free_port()
+    settings = {"TASK_QUEUE": "kept", "BROKER_KIND": "docker", "BROKER_DIR": str(tmp_path)}
+    environment = {**os.environ, **settings, "RABBITMQ_MANAGEMENT_PORT": "0"}
+
+    def call(password: str, *command: str) -> subprocess.CompletedProcess[str]:
+        url = f"amqp://me:{password}@127.0.0.1:{port}/"
+        call = {"cwd": ROOT, "env": {**environment, "RABBITMQ_URL": url}}
+        return subprocess.run(command, capture_output=True, text=True, check=False, **call)  # type: ignore[call-overload,no-any-return]
+
+    def works(password: str, *command: str) -> str:
+        called = call(password, *command)
+        assert called.returncode == 0, called.stderr
+        return str(called.stdout)
+
+    broker, send = "scripts/broker.sh", (sys.executable, "sender.py", "--count", "1", "--quiet")
+    try:
+        works("first", broker, "up")
+        works("first", *send)
+        refused = call("second", broker, "up")
+        assert refused.returncode == 3
+        assert "broker.sh restart makes it take" in refused.stderr
+        works("second", broker, "restart")
+        works("second", *send)
+        works("second", broker, "down")
+        works("th%25rd", broker, "up")
+        works("th%25rd", *send)
+        assert re.search(r"^kept +3 ", works("th%25rd", broker, "queues"), re.MULTILINE)
+    finally:
+        call("th%25rd", broker, "down")
+        remove_volumes(port)

@@ -585,3 +585,16 @@ def test_env_example_shows_every_variable_with_its_default() -> None:
     shown = dict(line.removeprefix("#").split("=", 1) for line in lines)
     defaults = {variable.name: variable.default for variable in config.VARIABLES} | {"PREFETCH_COUNT": "1"}
     assert shown == defaults
+
+
+def test_the_table_of_settings_says_what_holds_without_them() -> None:
+    rows = [
+        line.split(" | ") for line in (ROOT / "docs/reference.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    said = {row[0].strip("|` "): row[1].strip("`") for row in rows}
+    without = {variable.name for variable in config.VARIABLES if not variable.default}
+    assert {name for name in without if said[name] == "the concurrency"} == {"PREFETCH_COUNT"}
+    assert {name for name in without if said[name] == "none"} == without - {"PREFETCH_COUNT"}
+    assert {name: said[name] for name in said if name in without} | {
+        variable.name: variable.default for variable in config.VARIABLES if variable.default
+    } == {variable.name: said[variable.name] for variable in config.VARIABLES}

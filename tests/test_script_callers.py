@@ -232,6 +232,42 @@ def test_a_test_run_that_is_ended_leaves_no_node(folder: Path, one_node: Scripts
     assert scripts.running() == []
 
 
+# A machine that has a service from before, and a package manager that enables the ones of a package
+INSTALLS = r"""
+. "$1/scripts/lib.sh"
+machine=$2
+find() { command find ${@/#\/etc\//$machine/etc/}; } # unquoted: rc?.d may be nowhere but here
+as_root() {
+  case $1 in
+    env) mkdir -p "$machine/etc/rc3.d" "$machine/etc/systemd/system/new.target.wants"
+      touch "$machine/etc/rc3.d/S01rabbitmq-server"
+      touch "$machine"/etc/systemd/system/{multi-user,new}.target.wants/rabbitmq-server.service ;;
+    update-rc.d) rm "$machine/etc/rc3.d/S01$2"; [ "$3" = disable ] ;;
+    tee) cat ;;
+    rm) case $3 in "$machine"/*) "$@" ;; esac ;;
+    apt-get | chmod) ;;
+    *) exit 9 ;;
+  esac
+}
+apt_install rabbitmq-server as_root
+"""
+
+
+def test_what_is_installed_does_not_start_at_the_next_boot(tmp_path: Path) -> None:
+    """Whoever calls is not root here; what root would be told is done to a folder that stands for the machine."""
+    before = tmp_path / "etc/systemd/system/multi-user.target.wants/ssh.service"
+    before.parent.mkdir(parents=True)
+    before.touch()
+    (tmp_path / "etc/rc3.d").mkdir()
+    old = tmp_path / "etc/rc3.d/S01cron"
+    old.touch()
+    called = subprocess.run(
+        ["bash", "-c", INSTALLS, "bash", ROOT, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert (called.returncode, called.stderr, called.stdout) == (0, "", "Installing rabbitmq-server ...\n")
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {before, old}
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_every_script_has_help(script: str, flag: str, tmp_path: Path) -> None:
