@@ -253,8 +253,8 @@ def test_a_heartbeat_says_what_is_now(bench: Bench) -> None:
         bench.send("--task", f"task {number}", "--difficulty", "60", "--quiet")
     with watching(bench) as watcher:
         worker = bench.worker("--events", "--concurrency", "2", "--prefetch", "3", SECONDS_PER_DIFFICULTY="0.05")
-        first = watcher.wait_for("worker_heartbeat", lambda event: event["state"] == "working")
-        assert (first["held"], first["more"], first["dropped"]) == (1, 0, 0)
+        first = watcher.wait_for("worker_heartbeat", lambda event: len(event["running"]) == 2)
+        assert (first["state"], first["held"], first["more"], first["dropped"]) == ("working", 1, 0, 0)
         assert (first["prefetch"], first["concurrency"], first["interval"]) == (3, 2, 1.0)
         started = {event["delivery"]: event for event in worker.events("task_started")}
         for running in first["running"]:
