@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 import struct
+import subprocess
+import sys
+import uuid
 from copy import deepcopy
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from lab.nodes import ROOT
 from lab.waiting import until
 from pika import BasicProperties
 from pika.exceptions import ConnectionClosedByBroker
@@ -27,6 +31,7 @@ from workqueue.messages import (
     copied,
     count_of,
     header_size,
+    unique_id,
 )
 from workqueue.values import Headers
 
@@ -464,3 +469,13 @@ def test_the_size_of_a_header_is_that_of_its_frame(size: int, with_id: bool) -> 
     properties = BasicProperties(headers={"fill": "x" * size}, message_id="m" if with_id else None)
     frame = Header(1, len(b"body"), properties).marshal()
     assert header_size(Message(b"body", properties)) == len(frame)
+
+
+def test_an_id_is_a_random_uuid_also_in_a_forked_child() -> None:
+    """None comes twice, of a million; a child does not draw what its parent draws."""
+    drawn = {unique_id() for _ in range(1_000_000)}
+    assert len(drawn) == 1_000_000
+    assert {uuid.UUID(one).version for one in list(drawn)[:1000]} == {4}
+    forked = "import os; from workqueue.messages import unique_id; unique_id(); os.fork(); print(unique_id())"
+    run = subprocess.run([sys.executable, "-c", forked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(set(run.stdout.split())) == 2
