@@ -7,6 +7,7 @@ import io
 import json
 import re
 import signal
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -21,13 +22,18 @@ from drawing.timeline import BLOCKS, bar_text, draw, lane
 from drawing.words import Run, verdict
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.crew import BLOCKED_SECONDS
+from lab.crew import BLOCKED_SECONDS, Crew
 from lab.forwarder import Forwarder
 from lab.nodes import Broker
 from lab.waiting import until
 from pika.exceptions import ChannelClosedByBroker
 from programs import Bench, Program
 from rich.console import Console
+
+import config
+from tasks import Task
+from workqueue.dialing import dial
+from workqueue.errors import BrokerError
 
 SCRIPT = "scripts/compare.py"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -403,6 +409,24 @@ def test_a_lost_connection_ends_it_and_the_queues_are_deleted_over_another(break
     said = working.program.stderr
     assert (code, "connection" in said, said.count("\n")) in ((3, True, 1), (1, True, 1)), said
     working.nothing_is_left()
+
+
+def test_a_connection_that_is_lost_with_all_tasks_on_their_way_is_said_to_be(
+    breakable: Bench, link: Forwarder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was on its way is nothing that the broker has not taken."""
+    for name, value in breakable.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = config.load()
+
+    with dial(settings, "crew") as connection, Crew(settings, connection, [1, 1], 0, lambda: False) as crew:
+        breakable.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+        try:
+            threading.Timer(BLOCKED_SECONDS / 4, link.reset).start()
+            with pytest.raises(BrokerError, match="connection"):
+                crew.work([Task(number, "x", 60) for number in range(4)])
+        finally:
+            breakable.broker.ctl("set_vm_memory_high_watermark", "0.6")
 
 
 def test_a_broker_without_memory_is_said_to_be(breakable: Bench) -> None:

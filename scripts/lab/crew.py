@@ -162,6 +162,7 @@ class Crew:
             channel.basic_publish("", self.queue, message.body, message.properties, True, outcomes.append)
         longest = max((task.difficulty for task in tasks), default=0) * max(self.paces)
         self._watch(lambda: len(outcomes) == len(tasks), "the broker to take the tasks", longest)
+        self._check_connection()  # lost with it, they are all answered, too
         channel.close()
         if refused := [outcome for outcome in outcomes if outcome != Confirms.CONFIRMED]:
             raise CrewError(f"the broker did not take {len(refused)} of {len(tasks)} tasks: {refused[0]}")
@@ -173,8 +174,7 @@ class Crew:
         while not self._take_events(condition):
             if self._interrupted():
                 raise Stopped
-            if not self._connection.is_open:
-                raise explain(self._connection.reason or BrokerError(), self.settings)
+            self._check_connection()
             for member in self._members:
                 member.check()
             quiet = time.monotonic() - self._heard_at
@@ -182,6 +182,10 @@ class Crew:
                 raise CrewError("the broker is out of memory or disk, and takes no tasks")
             if quiet > longest + PATIENCE_SECONDS:
                 raise CrewError(f"nothing has happened for {longest + PATIENCE_SECONDS:g} s: waited for {what}")
+
+    def _check_connection(self) -> None:
+        if not self._connection.is_open:
+            raise explain(self._connection.reason or BrokerError(), self.settings)
 
     def _take_events(self, condition: Callable[[], bool]) -> bool:
         with suppress(Empty):
