@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: test.sh [PYTEST ARGS]
 #
-# Everything, from a fresh clone: environment, lint, types, all tests. They wait more than they work: four files at a
+# Everything, from a fresh clone: environment, lint, types, all tests. They wait as long as they work: three files at a
 # time, each on brokers of its own (-n 0: one after the other).
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
@@ -20,8 +20,8 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest -n 4 --dist loadfile -m "not alone" "$@" || {
-  say "What failed beside three others has to pass by itself:"
+"$python" -m pytest -n 3 --dist loadfile -m "not alone" "$@" || {
+  say "What failed beside two others has to pass by itself:"
   "$python" -m pytest -n 0 -m "not alone" --last-failed --last-failed-no-failures none "$@"
 }
 # what measures time has the machine for itself; pytest says 5 where none of these was asked for
