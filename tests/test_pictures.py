@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browsing import LEAST_CONTRAST, MODES, TEXTS, WIDTHS, Browser, browsing, contrast, is_light, lies_within, programs
 from drawing.schedules import measured
 from lab.nodes import ROOT
 from lab.waiting import until
@@ -22,9 +22,6 @@ from replay.plays import takeover
 from replay.scenes import read
 from replay.takeover import picture
 from scaling.picture import day_picture
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -34,66 +31,15 @@ DOCS = ROOT / "docs"
 PAGE = DOCS / "replay.html"
 RECORDINGS = {path.stem: path for path in sorted(DOCS.glob("recordings/*.jsonl"))}
 PICTURES = sorted(DOCS.glob("pictures/*.svg"))
-MODES, WIDTHS = ("light", "dark"), (360, 1280)
+
 PAGE_BYTES, RECORDED_BYTES = 300_000, 200_000
 LEAST_LETTERS = 6.5  # pixels of a font on a telephone
-LEAST_CONTRAST = 4.5
-
-
-def programs() -> tuple[str, str]:
-    """The browser and its driver. What is missing fails the test, and is never skipped."""
-    browsers = [found for name in ("chromium", "google-chrome") if (found := shutil.which(name))]
-    driver = shutil.which("chromedriver")
-    if not browsers or not driver:
-        pytest.fail("no Chromium for the pictures' tests: apt-get install -y chromium chromium-driver", pytrace=False)
-    return browsers[0], driver
-
-
-class Browser:
-    def __init__(self, driver: webdriver.Chrome) -> None:
-        self.driver = driver
-
-    def show(self, path: Path, mode: str = "light", width: int = 1280, motion: str = "no-preference") -> None:
-        features = [
-            {"name": "prefers-color-scheme", "value": mode},
-            {"name": "prefers-reduced-motion", "value": motion},
-        ]
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.driver.get(path.as_uri())
-
-    def run(self, script: str, *arguments: object) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def press(self, *keys: str) -> None:
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def log(self, name: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.driver.get_log(name)  # type: ignore[no-untyped-call]
-        return found
-
-    def requests(self) -> list[str]:
-        """All addresses that were asked for since the last call."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        return [
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        ]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium, driver = programs()
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    yield Browser(started)
-    started.quit()
+    with browsing() as started:
+        yield started
 
 
 def test_a_missing_browser_is_named_and_nothing_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,14 +149,6 @@ def test_a_picture_is_whole_and_can_be_read(
     assert is_light(found["ground"]) == (mode == "light")
 
 
-def lies_within(box: dict[str, float], frame: dict[str, float], slack: float = 0.5) -> bool:
-    return box["left"] >= frame["left"] - slack and box["right"] <= frame["right"] + slack
-
-
-def is_light(colour: str) -> bool:
-    return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")) > 3 * 128
-
-
 @pytest.mark.parametrize("path", [*PICTURES, PAGE], ids=lambda path: path.stem)
 def test_nothing_comes_from_elsewhere(browser: Browser, path: Path) -> None:
     browser.requests()
@@ -223,25 +161,6 @@ def test_nothing_comes_from_elsewhere(browser: Browser, path: Path) -> None:
 
 
 # The page
-
-TEXTS = """
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
-const opaque = colour => colour !== "rgba(0, 0, 0, 0)" && colour !== "transparent";
-while (walker.nextNode()) {
-  const node = walker.currentNode, element = node.parentElement;
-  if (!node.textContent.trim() || !element.checkVisibility() || element.closest("script, style, .hidden")) continue;
-  const range = document.createRange(), style = getComputedStyle(element);
-  range.selectNodeContents(node);
-  const box = range.getBoundingClientRect().toJSON();
-  let holder = element, ground = element;
-  while (holder !== document.body && getComputedStyle(holder).overflowX === "visible") holder = holder.parentElement;
-  while (ground !== document.body && !opaque(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;
-  found.push({
-    text: node.textContent.trim(), kind: element.className, box, holder: holder.getBoundingClientRect().toJSON(),
-    ink: style.color, ground: getComputedStyle(ground).backgroundColor, opacity: Number(style.opacity) });
-}
-return found;
-"""
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -272,18 +191,6 @@ def test_the_page_is_whole_and_can_be_read(browser: Browser, mode: str, width: i
         "return [...document.querySelectorAll('.lane, .slots, .caption, .axis')].filter(e => !e.offsetHeight).length"
     )
     assert browser.run(empty) == 0
-
-
-def contrast(one: str, other: str) -> float:
-    """As WCAG 2 has it: from 1 to 21."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(colour: str) -> float:
-    parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_it_says_what_was_recorded_and_where(browser: Browser) -> None:
