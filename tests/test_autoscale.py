@@ -107,7 +107,7 @@ def test_no_worker_ends_in_mid_task_when_fewer_are_enough(bench: Bench) -> None:
     """Two have a long task; the others are idle, and are those that leave."""
     scaler = bench.start(SCRIPT, *QUICK, "--wait", "0.5", "--max", "4", SECONDS_PER_DIFFICULTY="1")
     scaler.wait_for("worker_ready")
-    for difficulty in (8, 8, 1, 1):
+    for difficulty in (15, 15, 1, 1):
         bench.publish(json.dumps({"id": 1, "task": "x", "difficulty": difficulty}).encode())
     scaler.wait_for("worker_ready", 4)
     stopped = scaler.wait_for("worker_stopped", 2)

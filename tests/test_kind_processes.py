@@ -186,8 +186,8 @@ def test_no_child_has_a_link_whatever_moment_it_is_forked_in(breakable: Bench, l
         put(breakable, "fails")  # for a connection of the publisher's
         time.sleep(0.1)
         link.reset()
-    until((breakable.folder / "codes").exists, "the end of the forks")
-    codes = Counter((breakable.folder / "codes").read_text().split())
+    file = breakable.folder / "codes"
+    codes = Counter(until(lambda: file.exists() and file.read_text().split(), "the end of the forks"))
     assert set(codes) == {"0"}, codes
     assert codes["0"] > 5
     assert stop(worker) == 0
