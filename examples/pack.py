@@ -1,7 +1,7 @@
 """The smallest handler that is of use: packs the file that a task names.
 
-    python worker.py --handlers examples.pack
     python sender.py --task "Pack file" --difficulty 1 --payload '{"path": "README.md"}'
+    python worker.py --handlers examples.pack
 
 Packed twice, it is packed all the same: that is all it takes for a task that may be delivered again.
 """

@@ -27,7 +27,10 @@ TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 LESSONS = "lessons/README.md"
 BLOCK = re.compile(r"^```(\S+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [(page, *block) for page, text in TEXTS.items() for block in BLOCK.findall(text)]
-QUOTES = [(page, file, text) for page, language, file, text in BLOCKS if language == "python" and file]
+SAVED = {"my_work.py"}  # what a page has its reader save
+QUOTES = [
+    (page, file, text) for page, language, file, text in BLOCKS if language == "python" and file not in SAVED | {""}
+]
 SETTINGS = {variable.name for variable in config.VARIABLES}
 MOST_LINES = 280  # of README.md
 
@@ -69,7 +72,7 @@ def test_the_console_blocks_do_what_they_show(page: str, bench: Bench, tmp_path:
 
 
 def run_consoles(text: str, bench: Bench, folder: Path, environment: dict[str, str]) -> None:
-    """A block with a name is a terminal, which goes on until the end of the text."""
+    """A block with a name is a terminal, which goes on until the end of the text, or a file."""
     terminals: list[tuple[str, subprocess.Popen[bytes], Path]] = []
 
     def start(command: str, output: Path) -> subprocess.Popen[bytes]:
@@ -83,6 +86,8 @@ def run_consoles(text: str, bench: Bench, folder: Path, environment: dict[str, s
 
     try:
         for language, terminal, block in BLOCK.findall(text):
+            if language == "python" and terminal in SAVED:
+                (folder / terminal).write_text(block)
             found = re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
             for command, expected in found if language == "console" else []:
                 output = folder / f"{len(list(folder.iterdir()))}.output"
@@ -118,6 +123,7 @@ def test_every_other_command_is_run_by_a_check() -> None:
         "./scripts/test.sh",
         "pip install -r requirements-bench.txt",
         "pip install -r requirements-examples.txt",
+        "pip install -r requirements-test.txt",
     }
     for page in TEXTS:
         text = "".join(text for _, text in of_page(page, "sh"))
