@@ -20,7 +20,7 @@ def enter() -> None:
     missing = [package for package in ("pika", "dotenv", "rich") if not find_spec(package)]
     if not missing:
         return
-    if PYTHON.exists() and sys.executable != str(PYTHON):
+    if PYTHON.exists() and Path(sys.executable).parent != PYTHON.parent:  # python3 is the same
         os.execv(PYTHON, [str(PYTHON), *sys.argv])
     name = os.path.basename(sys.argv[0])
     how = "pip install -r requirements.txt, or scripts/demo.sh"
