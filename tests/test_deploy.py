@@ -321,29 +321,37 @@ def fetched(url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def metrics_of_rabbitmq(
-    shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, set[str]]]:
+def metrics_of_rabbitmq(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     port = free_port()
     if shared_broker.kind == "container":
         broker: Broker = ContainerBroker(ports={15692: port})
     else:
         shared = shared_broker.kind == "local"
         broker = shared_broker if shared else LocalBroker(tmp_path_factory.mktemp("metrics"))
-        where = f'[{{port, {port}}}, {{ip, "127.0.0.1"}}]'
-        broker.ctl("eval", f"application:set_env(rabbitmq_prometheus, tcp_config, {where}, [{{persistent, true}}]).")
+    try:
+        if broker.kind == "local":
+            where = f'[{{port, {port}}}, {{ip, "127.0.0.1"}}]'
+            broker.ctl(
+                "eval", f"application:set_env(rabbitmq_prometheus, tcp_config, {where}, [{{persistent, true}}])."
+            )
+        text = metrics(broker, f"http://127.0.0.1:{port}")
+    finally:
+        if broker is not shared_broker:
+            broker.remove()
+    return exported(text)
+
+
+def metrics(broker: Broker, page: str) -> str:
+    """What a node with a queue tells Prometheus, at all addresses that it is asked at."""
     broker.enable("rabbitmq_prometheus")
     jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
     families = "&".join(f"family={family}" for family in jobs["rabbitmq-queues"]["params"]["family"])
-    page = f"http://127.0.0.1:{port}"
     with broker.channel() as channel:
         channel.queue_declare("task_queue", durable=True)
         until(lambda: 'queue="task_queue"' in fetched(f"{page}/metrics/detailed?{families}"), "its metrics", 30)
         text = fetched(f"{page}/metrics") + fetched(f"{page}{jobs['rabbitmq-queues']['metrics_path']}?{families}")
         channel.queue_delete("task_queue")
-    yield exported(text)
-    if broker is not shared_broker:
-        broker.remove()
+    return text
 
 
 def test_rules_ask_for_metrics_that_there_are(metrics_of_rabbitmq: dict[str, set[str]], bench: Bench) -> None:
