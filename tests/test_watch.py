@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fake_workers import FakeWorker
 from lab.nodes import ROOT, free_port
 from lab.waiting import until
 from programs import Bench
+from view.live import SAMPLE
 from view.web import MOST_PAGES
 
 from workqueue.connection import Channel
@@ -183,6 +185,23 @@ def test_started_in_mid_run_it_is_right_within_an_interval(bench: Bench) -> None
     assert row["completed"] == 41
     assert [task["id"] for task in row["running"]] == ["1", "2", "3"]
     assert 1.0 <= row["running"][0]["age"] < 10.0
+
+
+def test_what_tasks_do_is_shown_for_as_long_as_they_do_it(bench: Bench) -> None:
+    """Of the messages about tasks only so many are on their way at once; those that were read make room."""
+    view = View(bench)
+
+    def newest() -> str:
+        recent = view.state()["recent"]
+        return recent[0]["id"] if recent else ""
+
+    with crew(bench, 1) as workers:
+        view.until(lambda state: state["workers"]["known"] == 1, "the worker")
+        (worker,) = workers.workers
+        for number in range(1, SAMPLE + 2):  # two messages each
+            worker.publish(worker.begin())
+            worker.publish(worker.finish())
+            until(partial(lambda this: newest() == this, str(number)), f"task {number}")
 
 
 def test_dead_frozen_and_gone_are_seen_in_time_by_three_watchers(bench: Bench) -> None:

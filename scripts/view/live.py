@@ -50,7 +50,7 @@ class Live:
         self.failure: BaseException | None = None  # what ends the view
         self.attempts = 0  # to connect, that have failed
         self._came: deque[bytes] = deque(maxlen=MOST_UNREAD)
-        self._to_ack: deque[int] = deque()
+        self._to_ack: deque[int] = deque(maxlen=1)  # the newest of the sample
         self._thread = threading.Thread(target=self._run, name="source", daemon=True)
 
     def now(self) -> float:
@@ -182,11 +182,8 @@ class Subscription:
 
     def acknowledge(self) -> None:
         """Lets the broker send as many again: all of the sample in one call."""
-        newest = 0
-        while self._to_ack:
-            newest = self._to_ack.popleft()
-        if newest:
-            self._channel.basic_ack(newest, multiple=True)
+        if self._to_ack:
+            self._channel.basic_ack(self._to_ack.pop(), multiple=True)
 
     def _consume(self, most: int, keys: tuple[str, ...], sample: bool) -> None:
         declared = self._channel.queue_declare("", exclusive=True, arguments={**OWN_QUEUE, "x-max-length": most})
