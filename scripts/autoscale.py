@@ -12,7 +12,6 @@ themselves.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import signal
 import sys
@@ -20,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from config import Settings
 from workqueue import flags
 from workqueue.broadcast import Broadcast
 from workqueue.errors import FAILURES, BrokerError, explain
+from workqueue.lines import Lines
 from workqueue.processes import is_another
 from workqueue.streams import OutputClosed, fill_missing_streams, hurry, note, say
 
@@ -74,11 +74,12 @@ class Decisions:
         self._json = settings.log_format == "json"
         self._queue = settings.task_queue
         self._rule = rule
-        self._run = uuid.uuid4().hex
+        run = uuid.uuid4().hex
         self._seq = 0
         self._last: dict[str, Any] = {}
         self._decided_at = self._started_at = time.monotonic()
-        self._broadcast = Broadcast(settings, "autoscale.py", note, lambda: None)
+        self._broadcast = Broadcast(settings, "autoscale.py", run, note, lambda: None)
+        self._lines = Lines("autoscale.py", run)
 
     def tell(self, before: int, workers: int, why: str, ended: bool = False) -> None:
         self._last = {"from": before, "workers": workers, "why": why, "ended": ended}
@@ -97,12 +98,11 @@ class Decisions:
     def _publish(self) -> str:
         self._seq += 1
         now = time.monotonic()
-        envelope = {"event": DECIDED, "worker": "autoscale.py", "time": f"{datetime.now(UTC):%FT%T.%f}+00:00"}
-        envelope |= {"run": self._run, "seq": self._seq, "up": round(now - self._started_at, 6)}  # type: ignore[dict-item]
         facts = {"queue": self._queue, "least": self._rule.least, "most": self._rule.most}
-        line = json.dumps({**envelope, **facts, **self._last, "ago": round(now - self._decided_at, 3)})
-        self._broadcast.add((self._seq, DECIDED, line), 0)
-        return line
+        details = {**facts, **self._last, "ago": round(now - self._decided_at, 3)}
+        told = self._seq, DECIDED, time.time_ns() // 1000, now - self._started_at, None, details
+        self._broadcast.add(told)
+        return self._lines.line(told)
 
 
 class Autoscaler:

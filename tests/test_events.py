@@ -24,6 +24,7 @@ from programs import Bench, Program, put
 from tasks import Task
 from workqueue.connection import Channel
 from workqueue.deliveries import Delivery
+from workqueue.lines import Lines
 
 Event = dict[str, Any]
 Matches = Callable[[Event], Any]
@@ -195,9 +196,14 @@ def test_the_quick_json_of_a_task_says_the_same(
     number: int | str, name: str, difficulty: float, message_id: str | None, redelivered: bool
 ) -> None:
     delivery = Delivery(None, 1, redelivered, BasicProperties(message_id=message_id), b"", number=5)  # type: ignore[arg-type]
-    assert json.loads("{" + delivery.members()[2:] + "}") == delivery.fields()  # before it is known what it is
-    delivery.task = Task(number, name, difficulty)
-    assert json.loads("{" + delivery.members()[2:] + "}") == delivery.fields()
+    lines = Lines("w", "r")
+    for task in (None, Task(number, name, difficulty)):  # before it is known what it is, and then
+        delivery.task = task
+        about = delivery.about()
+        line = json.loads(lines.line((7, "task_started", 1_000_001, 0.5, about, {"waited": None})))
+        assert [line[name] for name in OF_A_TASK] == list(about)
+        assert line["time"] == "1970-01-01T00:00:01.000001+00:00"
+        assert list(line) == [*ENVELOPE, *OF_A_TASK, "waited"]
 
 
 def test_numbers_have_no_gap_and_lines_are_in_their_order(bench: Bench) -> None:

@@ -17,7 +17,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from pika import BasicProperties, DeliveryMode
 from pika.exceptions import ChannelClosedByBroker
@@ -26,6 +26,7 @@ from config import Settings
 from workqueue.connection import Channel, Connection
 from workqueue.dialing import backoff, dial
 from workqueue.errors import FAILURES, BrokerError, Stopped, explain
+from workqueue.lines import Lines, Told
 from workqueue.queues import declare_events_exchange, events_exchange
 
 HEARTBEAT = "worker_heartbeat"
@@ -39,25 +40,22 @@ PROPERTIES = BasicProperties(content_type="application/x-ndjson", delivery_mode=
 ORDER = ("worker_ready", "task_started", PROGRESS, "task_lost_connection")
 
 
-Item = tuple[int, str, str]
-"""An event: its number, its name, and all of it as JSON."""
-
-
 class Broadcast:
     """For one run of a worker. `note` gets lines for people; `on_connect` is called when a heartbeat is wanted."""
 
     def __init__(
-        self, settings: Settings, worker: str, note: Callable[[str], None], on_connect: Callable[[], None]
+        self, settings: Settings, worker: str, run: str, note: Callable[[str], None], on_connect: Callable[[], None]
     ) -> None:
         self.dropped = 0  # events that had no room in the buffer, or were in it when the connection was lost
+        self._lines = Lines(worker, run)
         self._settings = settings
         self._name = f"{worker} events"
         self._exchange = events_exchange(settings)
         self._note = note
         self._on_connect = on_connect
-        self._guard = threading.Lock()
-        self._buffer: deque[Item] = deque()
-        self._progress: dict[int, tuple[Item, int]] = {}  # the last one of each task, and how many it stands for
+        self._guard = threading.RLock()
+        self._buffer: deque[Told] = deque()
+        self._progress: dict[int, tuple[Told, int]] = {}  # the last one of each task, and how many it stands for
         self._connected = False
         self._watched = False
         self._asking = False  # a heartbeat is in the buffer, or was not answered yet
@@ -76,22 +74,30 @@ class Broadcast:
         """Whether events of tasks are. Of the worker's own, all are."""
         return self._watched or self._asking
 
-    def add(self, item: Item, delivery: int) -> None:
-        """In the order of their numbers; `delivery` is 0 for the worker's own. Does not wait."""
-        _, event, _ = item
-        if self._over or (event == HEARTBEAT and not self._connected):
+    def add(self, told: Told) -> None:
+        """In the order of their numbers: by one thread at a time. Does not wait."""
+        _, event, _, _, about, _ = told
+        if self._over:
             return
+        if about is None:
+            self._add_own(told)
+        elif event == PROGRESS:  # it may come thousands of times a second: the last one of a while will do
+            with self._guard:
+                _, count = self._progress.pop(about[0], (None, 0))
+                self._progress[about[0]] = told, count + 1
+        else:
+            self._buffer.append(told)
+        if len(self._buffer) + len(self._progress) > MOST_KEPT:
+            self._drop_oldest()
+
+    def _add_own(self, told: Told) -> None:
         with self._guard:
-            if event == PROGRESS:  # it may come thousands of times a second: the last one of a while will do
-                _, count = self._progress.pop(delivery, (None, 0))
-                self._progress[delivery] = item, count + 1
-            else:
-                self._buffer.append(item)
-            if len(self._buffer) + len(self._progress) > MOST_KEPT:
-                self._drop_oldest()
-            if not delivery:
-                self._asking |= event == HEARTBEAT
-                self._wake.set()
+            if told[1] == HEARTBEAT:
+                if not self._connected:
+                    return
+                self._asking = True
+            self._buffer.append(told)
+            self._wake.set()
 
     def close(self, seconds: float) -> None:
         """Publishes what is left, if that is done in so many seconds."""
@@ -100,11 +106,12 @@ class Broadcast:
         self._ended.wait(seconds)
 
     def _drop_oldest(self) -> None:
-        if self._buffer:
-            self._buffer.popleft()
-        else:
-            del self._progress[next(iter(self._progress))]
-        self.dropped += 1
+        with self._guard:
+            if self._buffer:
+                self._buffer.popleft()
+            else:
+                del self._progress[next(iter(self._progress))]
+            self.dropped += 1
 
     # On the thread
 
@@ -174,89 +181,69 @@ class Broadcast:
     def _on_return(self) -> None:
         self._returned = True
 
-    def _take(self) -> list[Item]:
+    def _take(self) -> list[Told]:
         with self._guard:
-            items = list(self._buffer)
-            if self._progress:
-                items = sorted([*items, *(_of_several(*found) for found in self._progress.values())])
-            self._buffer.clear()
+            told = [self._buffer.popleft() for _ in range(len(self._buffer))]
+            progress = list(self._progress.values())
             self._progress.clear()
-        return items
+        return sorted([*told, *(_of_several(*last) for last in progress)]) if progress else told
 
     def _lose(self) -> None:
         """The connection: when there is one again, the next heartbeat tells all that matters."""
         with self._guard:
             self._connected = self._asking = False
+            told = self._take()
             if self._watched:
-                self.dropped += sum(map(_of_a_task, self._buffer)) + len(self._progress)
-            self._leave_out_tasks()
+                self.dropped += sum(about is not None for *_, about, _ in told)
+            self._watched = False
+            self._buffer.extendleft(each for each in told[::-1] if each[4] is None and each[1] != HEARTBEAT)
 
     # What is published is what came before a heartbeat, the heartbeat, and so on. Who watches takes a heartbeat for
     # all that came before it.
 
-    def _publish_all(self, channel: Channel, items: list[Item]) -> None:
-        group: list[Item] = []
-        for item in items:
-            if item[1] == HEARTBEAT:
-                self._publish_group(channel, group)
-                group = []
-                self._ask(channel, item)
-            else:
-                group.append(item)
-        self._publish_group(channel, group)
+    def _publish_all(self, channel: Channel, told: list[Told]) -> None:
+        begin = 0
+        for end in [place for place, (_, event, *_) in enumerate(told) if event == HEARTBEAT]:
+            self._publish_group(channel, told[begin:end])
+            self._ask(channel, told[end])
+            begin = end + 1
+        self._publish_group(channel, told[begin:])
 
-    def _ask(self, channel: Channel, heartbeat: Item) -> None:
+    def _ask(self, channel: Channel, heartbeat: Told) -> None:
         """Publishes it, and learns whether anybody watches. Nothing more is on its way to a broker that is slow, until
         it has answered."""
         self._returned = False
-        self._publish(channel, HEARTBEAT, [heartbeat[2]])
+        self._publish_group(channel, [heartbeat])
         channel.basic_qos(0)  # when this is answered, all that was published is there, or has come back
-        self._heed_answer(watched=not self._returned)
-
-    def _heed_answer(self, watched: bool) -> None:
         with self._guard:
-            self._asking = any(event == HEARTBEAT for _, event, _ in self._buffer)  # then it is asked again
-            if watched or self._asking:
-                self._watched = watched
-            else:
-                self._leave_out_tasks()
+            self._watched = not self._returned
+            self._asking = any(event == HEARTBEAT for _, event, *_ in list(self._buffer))  # then it is asked again
 
-    def _leave_out_tasks(self) -> None:
-        kept = [item for item in self._buffer if not _of_a_task(item) and item[1] != HEARTBEAT]
-        self._buffer = deque(kept)
-        self._progress.clear()
-        self._watched = False
-
-    def _publish_group(self, channel: Channel, items: list[Item]) -> None:
+    def _publish_group(self, channel: Channel, told: list[Told]) -> None:
         lines: dict[str, list[str]] = {event: [] for event in ORDER}
-        for item in items:
-            if self._watched or not _of_a_task(item):
-                lines.setdefault(item[1], []).append(item[2])
+        for each in told:
+            _, event, _, _, about, _ = each
+            if self._watched or about is None:
+                try:
+                    lines.setdefault(event, []).append(self._lines.line(each))
+                except (TypeError, ValueError):  # a handler's progress may be anything
+                    self.dropped += 1
         for event, of_the_event in lines.items():
             self._publish(channel, event, of_the_event)
 
-    def _publish(self, channel: Channel, event: str, lines: Iterable[str]) -> None:
-        message: list[str] = []
-        size = 0
-        for line in lines:
-            if size + len(line) > MESSAGE_BYTES and message:
-                self._send(channel, event, message)
-                message, size = [], 0
-            message.append(line)
-            size += len(line) + 1
-        if message:
-            self._send(channel, event, message)
-
-    def _send(self, channel: Channel, event: str, lines: list[str]) -> None:
+    def _publish(self, channel: Channel, event: str, lines: list[str]) -> None:
+        if not lines:
+            return
         body = "\n".join(lines).encode()
-        channel.basic_publish(self._exchange, event, body, PROPERTIES, mandatory=event == HEARTBEAT)
+        if len(body) > MESSAGE_BYTES and len(lines) > 1:
+            half = len(lines) // 2
+            self._publish(channel, event, lines[:half])
+            self._publish(channel, event, lines[half:])
+        else:
+            channel.basic_publish(self._exchange, event, body, PROPERTIES, mandatory=event == HEARTBEAT)
 
 
-def _of_a_task(item: Item) -> bool:
-    return item[1].startswith("task_")
-
-
-def _of_several(item: Item, count: int) -> Item:
+def _of_several(told: Told, count: int) -> Told:
     """Says how many before it were left out, so that nobody misses them."""
-    seq, event, line = item
-    return item if count == 1 else (seq, event, f'{line[:-1]}, "skipped": {count - 1}}}')
+    seq, event, now, up, about, details = told
+    return told if count == 1 else (seq, event, now, up, about, details | {"skipped": count - 1})

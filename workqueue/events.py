@@ -19,7 +19,8 @@ from workqueue.broadcast import HEARTBEAT
 from workqueue.deliveries import Delivery
 from workqueue.errors import BrokerError
 from workqueue.hands import Hands
-from workqueue.publication import Publication, utc
+from workqueue.lines import utc
+from workqueue.publication import Publication
 from workqueue.streams import OutputClosed, harmless, note, say
 
 STARTED = time.monotonic()  # the process, about
@@ -97,21 +98,29 @@ class WorkerOutput:
     def event(self, event: str, delivery: Delivery | None = None, **details: Any) -> None:
         """Tells one event, of a task if `delivery` is given. `quiet` prints none of these. Raises OutputClosed."""
         printed = self._json if event == HEARTBEAT else not (self._quiet and delivery)
-        if not (printed or self._published):
+        published = self._published
+        if not (printed or published):
             return
-        if event == "task_started" and delivery:
-            details["waited"] = delivery.waited()
-        if event == "task_progress" and self._simulates:
-            details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
         with self._order:
             if self._stopped and event == HEARTBEAT:
                 return
             self._seq += 1
+            wanted = published and published.wants(event, delivery)
+            if not (printed or wanted):
+                return
             now, up = time.time_ns() // 1000, time.monotonic() - STARTED
-            if self._published:
-                details = self._published.add(event, self._seq, now, up, delivery, details)
+            if event == "task_started" and delivery:
+                details["waited"] = delivery.waited(now)
+            elif event == "task_progress" and self._simulates:
+                details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
+            elif event == HEARTBEAT and published:
+                details = published.snapshot()
+            about = delivery.about() if delivery else None
+            told = self._seq, event, now, up, about, details
+            if published and wanted:
+                published.broadcast.add(told)
             if printed and self._json:
-                self._say_json(event, now, up, delivery, details)
+                self._say_json(*told[:4], (delivery.fields() if delivery else {}) | details)
         if printed and not self._json:
             is_bar = event == "task_progress"
             text = self._text(event, (delivery.fields() if delivery else {}) | details)
@@ -119,11 +128,10 @@ class WorkerOutput:
             say(f"{UP_AND_CLEAR if self._drawn else ''}{NO_WRAP}{text}{WRAP}" if redrawn else text)
             self._drawn = redrawn
 
-    def _say_json(self, event: str, now: int, up: float, delivery: Delivery | None, details: dict[str, Any]) -> None:
+    def _say_json(self, seq: int, event: str, now: int, up: float, fields: dict[str, Any]) -> None:
         moment = f"{utc(now // 1_000_000)}.{now % 1_000_000:06d}+00:00"
         envelope: dict[str, Any] = {"event": event, "worker": self._worker, "time": moment, "run": self._run}
-        envelope |= {"seq": self._seq, "up": round(up, 6)}
-        say(json.dumps(envelope | (delivery.fields() if delivery else {}) | details))
+        say(json.dumps({**envelope, "seq": seq, "up": round(up, 6), **fields}))
 
     def _beat(self) -> None:
         with suppress(OutputClosed):  # whoever has something to say notices it, too
