@@ -21,7 +21,7 @@ from config import SettingError, Settings, load
 from tasks import BadTask, Task
 from workqueue import flags
 from workqueue.errors import BrokerError
-from workqueue.messages import Message, unique_id
+from workqueue.messages import Message, sent_now, unique_id
 from workqueue.processes import end_if_another
 from workqueue.publisher import Publisher
 from workqueue.queues import declare_task_queue
@@ -55,7 +55,7 @@ def message(task: Task) -> Message:
         message_id=unique_id(),
         timestamp=int(time.time()),
         app_id="sender.py",
-        headers={"timestamp_in_ms": time.time_ns() // 1_000_000},  # RabbitMQ's own name for it
+        headers=sent_now(),
     )
     return Message(task.encode(), properties, label)
 

@@ -4,6 +4,7 @@ broker, and a fault is put where it hurts."""
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import threading
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -662,6 +664,32 @@ def test_what_is_published_without_a_callback_is_confirmed_like_all_else(bench: 
     until(lambda: outcomes, "its outcome")
     assert outcomes == ["returned"], "it was given the confirm of another"
     assert channel.queue_declare(bench.queue, passive=True).message_count == 3, "the channel has lived through it"
+
+
+def test_each_message_goes_where_its_publish_says_as_it_is(bench: Bench, connection: Connection) -> None:
+    """Whatever was published before it, on whatever channel: queue, body in frames, properties, mandatory."""
+    queues = [f"{bench.queue}.{letter}" for letter in "ab"]
+    channels = [connection.channel() for _ in queues]
+    returned = []
+    channels[1].on_return = lambda: returned.append("from the second channel")
+    for queue in queues:
+        channels[0].queue_declare(queue, durable=True)
+    frame = connection.frame_max
+    bodies = [b"", b"x", b"y" * (frame - 8), b"z" * (frame - 7), bytes(3 * frame)]
+    ways = list(product((0, 1), [*queues, f"{bench.queue}.none"], (False, True)))
+    dice = random.Random(1)
+    for number, body in enumerate(bodies):
+        for which, queue, mandatory in dice.sample(ways, len(ways)):  # each way after each other, sooner or later
+            properties = BasicProperties(message_id=f"{which} {queue} {mandatory}")
+            channels[which].basic_publish("", queue, body, properties, mandatory)
+        for channel in channels:
+            channel.queue_declare(queues[0], passive=True)  # when this is answered, all is there
+        for queue in queues:
+            found = [channels[0].basic_get(queue) for _ in range(4)]
+            assert sorted((each[1].message_id, each[2] == body) for each in found if each) == [
+                (f"{which} {queue} {mandatory}", True) for which in (0, 1) for mandatory in (False, True)
+            ]
+        assert len(returned) == number + 1
 
 
 def test_what_meets_a_closing_channel_was_not_refused(bench: Bench, connection: Connection) -> None:

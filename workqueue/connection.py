@@ -302,7 +302,9 @@ class Channel:
                     on_confirm(Confirms.LOST)
                 return
             try:
-                self._wire.basic_publish(exchange, routing_key, body, properties, mandatory)
+                self.connection._wire.publish(
+                    self._wire.channel_number, exchange, routing_key, body, properties or BasicProperties(), mandatory
+                )
             except (AMQPError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
                 if on_confirm:  # pika cannot encode it
                     on_confirm(f"cannot be sent: {error or type(error).__name__}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import time
 import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pika import BasicProperties, DeliveryMode
@@ -36,6 +38,16 @@ class Message:
 def unique_id() -> str:
     """A random UUID. uuid4() makes a system call for each, at which other threads take over: 5 % of a sender's rate."""
     return str(uuid.UUID(int=_dice.getrandbits(128), version=4))
+
+
+def sent_now() -> Headers:
+    """The header `timestamp_in_ms`, RabbitMQ's own name for it; encoded once a millisecond."""
+    return _sent_at(time.time_ns() // 1_000_000)
+
+
+@lru_cache(maxsize=1)
+def _sent_at(milliseconds: int) -> Headers:
+    return Headers.of({"timestamp_in_ms": milliseconds})
 
 
 def count_of(properties: BasicProperties, name: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pika import SelectConnection, URLParameters
+from pika import BasicProperties, SelectConnection, URLParameters, frame
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.heartbeat import HeartbeatChecker
 from pika.spec import Basic
@@ -43,6 +43,8 @@ class Wire(SelectConnection):
         on_end: Callable[[Any, BaseException], None],
     ) -> None:
         self._held_back = bytearray()
+        self._where_to = (0, "", "", False)  # what `_method` says
+        self._method = b""
         self._services = _Services(loop)
         super().__init__(parameters, on_open, on_end, on_end, custom_ioloop=self._services)
 
@@ -58,6 +60,27 @@ class Wire(SelectConnection):
                 nothing = os.open(os.devnull, os.O_RDWR)
                 os.dup2(nothing, descriptor, inheritable=False)
                 os.close(nothing)
+
+    def publish(
+        self,
+        channel_number: int,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: BasicProperties,
+        mandatory: bool,
+    ) -> None:
+        """A basic_publish: of most messages, the frame that says where to is the one of the message before."""
+        where_to = (channel_number, exchange, routing_key, mandatory)
+        if where_to != self._where_to:
+            method = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+            self._method = frame.Method(channel_number, method).marshal()
+            self._where_to = where_to
+        most = self._body_max_length  # type: ignore[attr-defined]
+        frames = [self._method, frame.Header(channel_number, len(body), properties).marshal()]
+        for begin in range(0, len(body), most):
+            frames.append(frame.Body(channel_number, body[begin : begin + most]).marshal())
+        self._output_marshaled_frames(frames)
 
     def flush(self) -> None:
         """Writes what is held back: by itself, pika makes three system calls a frame, and goes round its loop once."""
@@ -79,8 +102,8 @@ class Wire(SelectConnection):
             return 0
 
     def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
-        for frame in marshaled_frames:
-            self._held_back += frame
+        for marshaled in marshaled_frames:
+            self._held_back += marshaled
         if len(self._held_back) > ONE_WRITE:
             self.flush()
 
