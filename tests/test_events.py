@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ from lab.waiting import until
 from pika import BasicProperties
 from programs import Bench, Program, put
 
+import config
 from tasks import Task
+from workqueue import broadcast
+from workqueue.broadcast import Broadcast
 from workqueue.connection import Channel
 from workqueue.deliveries import Delivery
 from workqueue.lines import Lines
@@ -456,6 +460,34 @@ def test_a_lost_connection_of_events_is_nobodys_business(breakable: Bench) -> No
         watcher.wait_for("worker_heartbeat", lambda event: event["completed"] == 100)
     assert worker.stderr == ""
     assert worker.events("task_lost_connection") == []
+
+
+def test_each_event_is_taken_once_and_in_order_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the worker's threads and the one that publishes come between each other."""
+    monkeypatch.setattr(broadcast, "MOST_KEPT", 3)
+    monkeypatch.setattr(Broadcast, "_run", lambda self: None)
+    found = Broadcast(config.load(), "w", "r", print, lambda: None)
+    taken: list[int] = []
+    count, over = 50_000, threading.Event()
+
+    def take() -> None:
+        while not over.is_set():
+            taken.extend(seq for seq, *_ in found._take())
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    try:
+        for seq in range(1, count + 1):
+            event = "task_progress" if seq % 3 == 0 else "task_started"
+            found.add((seq, event, 0, 0.0, (seq, 1, "x", 0, None, 1, False), {}))
+    finally:
+        over.set()
+        taker.join()
+    taken.extend(seq for seq, *_ in found._take())
+    assert taken == sorted(set(taken))
+    assert len(taken) + found.dropped == count
+    assert taken
+    assert found.dropped
 
 
 def test_in_a_memory_alarm_events_are_dropped_and_counted_and_tasks_are_done(breakable: Bench) -> None:

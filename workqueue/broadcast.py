@@ -109,8 +109,10 @@ class Broadcast:
         with self._guard:
             if self._buffer:
                 self._buffer.popleft()
-            else:
+            elif self._progress:
                 del self._progress[next(iter(self._progress))]
+            else:  # all were taken meanwhile
+                return
             self.dropped += 1
 
     # On the thread
@@ -227,7 +229,8 @@ class Broadcast:
                 try:
                     lines.setdefault(event, []).append(self._lines.line(each))
                 except (TypeError, ValueError):  # a handler's progress may be anything
-                    self.dropped += 1
+                    with self._guard:
+                        self.dropped += 1
         for event, of_the_event in lines.items():
             self._publish(channel, event, of_the_event)
 
