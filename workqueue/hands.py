@@ -117,8 +117,12 @@ class Hands:
         self._in_hand.pop(delivery, None)  # only now: a worker that stops waits for what is in hand
 
     def _remember(self, delivery: Delivery) -> None:
+        """Until its acknowledgement is known to have arrived."""
+        known = self._acknowledged
+        while known and not known[0].channel.acknowledgements.may_come_back(known[0].tag):
+            known.popleft()
         if delivery.key:
-            self._acknowledged.append(delivery)
+            known.append(delivery)
 
     def give_back_held(self) -> None:
         """What nobody has begun."""
