@@ -79,7 +79,7 @@ class Decisions:
         self._last: dict[str, Any] = {}
         self._decided_at = self._started_at = time.monotonic()
         self._broadcast = Broadcast(settings, "autoscale.py", run, note, lambda: None)
-        self._lines = Lines("autoscale.py", run)
+        self._lines = Lines("autoscale.py", run, most=None)
 
     def tell(self, before: int, workers: int, why: str, ended: bool = False) -> None:
         self._last = {"from": before, "workers": workers, "why": why, "ended": ended}

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -23,11 +24,20 @@ def flood(task: Task, attempt: Attempt) -> None:
     Path(f"flood-{task.id}").write_text(str(count))
 
 
+class Odd(dict[str, int]):
+    def items(self) -> NoReturn:
+        raise LookupError("nothing can be had of it")
+
+
 def odd(task: Task, attempt: Attempt) -> None:
-    """Progress that JSON has no words for."""
-    for done in (float("nan"), 1 + 2j, 10**5000, float("inf")):
+    """Progress that JSON has no words for, each told by itself, for `difficulty` seconds."""
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    values = (deep, float("nan"), 1 + 2j, 10**5000, Odd(x=1), float("inf"))
+    for done in values:
         attempt.progress(done, 1)  # type: ignore[arg-type]
-    time.sleep(task.difficulty)
+        time.sleep(task.difficulty / len(values))
 
 
 def fork(task: Task, attempt: Attempt) -> None:

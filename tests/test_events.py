@@ -28,7 +28,8 @@ from workqueue import broadcast
 from workqueue.broadcast import Broadcast
 from workqueue.connection import Channel
 from workqueue.deliveries import Delivery
-from workqueue.lines import Lines
+from workqueue.dialing import dial
+from workqueue.lines import Lines, Told
 
 Event = dict[str, Any]
 Matches = Callable[[Event], Any]
@@ -208,6 +209,12 @@ def test_the_quick_json_of_a_task_says_the_same(
         assert [line[name] for name in OF_A_TASK] == list(about)
         assert line["time"] == "1970-01-01T00:00:01.000001+00:00"
         assert list(line) == [*ENVELOPE, *OF_A_TASK, "waited"]
+
+
+def test_long_texts_are_cut_in_what_is_published_and_nowhere_else() -> None:
+    told: Told = (1, "scaled", 0, 0.0, None, {"why": "é" * 500})
+    cut, whole = (json.loads(lines.line(told))["why"] for lines in (Lines("w", "r"), Lines("w", "r", most=None)))
+    assert (len(cut), len(whole)) == (200, 500)
 
 
 def test_numbers_have_no_gap_and_lines_are_in_their_order(bench: Bench) -> None:
@@ -460,6 +467,31 @@ def test_a_lost_connection_of_events_is_nobodys_business(breakable: Bench) -> No
         watcher.wait_for("worker_heartbeat", lambda event: event["completed"] == 100)
     assert worker.stderr == ""
     assert worker.events("task_lost_connection") == []
+
+
+def test_events_are_wanted_until_the_last_heartbeat_is_answered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever begins to watch between two heartbeats that are taken together misses nothing after his first one."""
+    for name, value in bench.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = config.load()
+    monkeypatch.setattr(Broadcast, "_run", lambda self: None)
+    found = Broadcast(settings, "w", "r", print, lambda: None)
+    wanted = []
+    with dial(settings, "test") as connection:
+        channel = found._open(connection)
+        found._connected = True
+        for seq in (1, 2, 3):
+            found.add((seq, "worker_heartbeat", 0, 0.0, None, {}))
+        publish = channel.basic_publish
+
+        def noted(*arguments: Any, **options: Any) -> None:
+            wanted.append(found.wanted)
+            publish(*arguments, **options)
+
+        channel.basic_publish = noted  # type: ignore[method-assign]
+        found._publish_all(channel, found._take())
+    assert wanted == [True] * 3
+    assert not found.wanted
 
 
 def test_each_event_is_taken_once_and_in_order_or_counted(monkeypatch: pytest.MonkeyPatch) -> None:

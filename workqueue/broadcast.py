@@ -72,7 +72,7 @@ class Broadcast:
     @property
     def wanted(self) -> bool:
         """Whether events of tasks are. Of the worker's own, all are."""
-        return self._watched or self._asking
+        return self._asking or self._watched  # in the order in which they change
 
     def add(self, told: Told) -> None:
         """In the order of their numbers: by one thread at a time. Does not wait."""
@@ -205,13 +205,14 @@ class Broadcast:
 
     def _publish_all(self, channel: Channel, told: list[Told]) -> None:
         begin = 0
-        for end in [place for place, (_, event, *_) in enumerate(told) if event == HEARTBEAT]:
+        beats = [place for place, (_, event, *_) in enumerate(told) if event == HEARTBEAT]
+        for end in beats:
             self._publish_group(channel, told[begin:end])
-            self._ask(channel, told[end])
+            self._ask(channel, told[end], once_more=end != beats[-1])
             begin = end + 1
         self._publish_group(channel, told[begin:])
 
-    def _ask(self, channel: Channel, heartbeat: Told) -> None:
+    def _ask(self, channel: Channel, heartbeat: Told, once_more: bool) -> None:
         """Publishes it, and learns whether anybody watches. Nothing more is on its way to a broker that is slow, until
         it has answered."""
         self._returned = False
@@ -219,7 +220,7 @@ class Broadcast:
         channel.basic_qos(0)  # when this is answered, all that was published is there, or has come back
         with self._guard:
             self._watched = not self._returned
-            self._asking = any(event == HEARTBEAT for _, event, *_ in list(self._buffer))  # then it is asked again
+            self._asking = once_more or any(event == HEARTBEAT for _, event, *_ in list(self._buffer))
 
     def _publish_group(self, channel: Channel, told: list[Told]) -> None:
         lines: dict[str, list[str]] = {event: [] for event in ORDER}
@@ -228,9 +229,9 @@ class Broadcast:
             if self._watched or about is None:
                 try:
                     lines.setdefault(event, []).append(self._lines.line(each))
-                except (TypeError, ValueError):  # a handler's progress may be anything
+                except Exception:  # a handler's progress may be anything
                     with self._guard:
-                        self.dropped += 1
+                        self.dropped += 1 + each[5].get("skipped", 0)
         for event, of_the_event in lines.items():
             self._publish(channel, event, of_the_event)
 
