@@ -24,7 +24,7 @@ class Lines:
         self._most = most
         self._worker = json.dumps(worker)
         self._run = run
-        self._second = 0
+        self._second = -1
         self._until_second = self._of_task = ""
         self._about: About | None = None  # what `_of_task` was made of: the events of a task often follow each other
 
