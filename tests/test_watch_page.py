@@ -50,6 +50,7 @@ def test_the_page_is_whole_and_can_be_read(bench: Bench, browser: Browser, mode:
     port = free_port()
     watched(bench, port)
     with crew(bench, 3) as workers:
+        browser.show("about:blank")  # what it has shown before asks for its events again and again
         browser.requests()
         browser.log("browser")
         browser.show(f"http://127.0.0.1:{port}/", mode, width)
