@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import uuid
 from copy import deepcopy
 from datetime import UTC, datetime
@@ -31,11 +32,26 @@ from workqueue.messages import (
     copied,
     count_of,
     header_size,
+    sent_now,
     unique_id,
 )
-from workqueue.values import Headers
+from workqueue.values import Headers, encode_table
 
 FRAME = 131_072  # what RabbitMQ and pika agree on, when nothing else is set
+
+
+def test_the_header_of_now_is_of_now_each_time() -> None:
+    """Encoded once for many messages, and for no more than those of its millisecond."""
+    until_then, seen = time.monotonic() + 0.05, set()
+    while time.monotonic() < until_then:
+        before = time.time_ns() // 1_000_000
+        headers = sent_now()
+        assert before <= headers["timestamp_in_ms"] <= time.time_ns() // 1_000_000
+        seen.add(headers["timestamp_in_ms"])
+        pieces: list[bytes] = []
+        encode_table(pieces, dict(headers))
+        assert b"".join(pieces)[4:] == headers.encoded  # what pika makes of it
+    assert len(seen) > 10
 
 
 def long(kind: bytes, content: bytes) -> bytes:

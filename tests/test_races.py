@@ -467,6 +467,20 @@ def test_acknowledgements_that_are_written_together_arrive_before_a_worker_ends(
     assert found.count("task_completed") == 20
 
 
+def test_what_is_acknowledged_for_certain_is_not_kept_in_mind(
+    bench: Bench, settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_up_at = time.monotonic() + 60
+    with running(settings, monkeypatch) as found:
+        for count, done in ((200, 200), (1, 201)):
+            for _ in range(count):
+                publish(bench)
+            while found.count("task_completed") < done or found.worker.hands.awaited:
+                assert time.monotonic() < give_up_at, "the tasks, and the proof of their acknowledgements"
+                time.sleep(0.01)
+        assert len(found.worker.hands._acknowledged) == 1, "the last one: the next would take its place"
+
+
 @pytest.mark.parametrize("stopping", [False, True])
 def test_a_task_that_ends_before_its_loss_is_noticed_is_not_run_again(
     bench: Bench, settings: config.Settings, monkeypatch: pytest.MonkeyPatch, stopping: bool
