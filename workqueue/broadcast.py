@@ -72,7 +72,7 @@ class Broadcast:
     @property
     def wanted(self) -> bool:
         """Whether events of tasks are. Of the worker's own, all are."""
-        return self._asking or self._watched  # in the order in which they change
+        return self._asking or self._watched  # in this order: the second is set before the first ends
 
     def add(self, told: Told) -> None:
         """In the order of their numbers: by one thread at a time. Does not wait."""
@@ -225,13 +225,13 @@ class Broadcast:
     def _publish_group(self, channel: Channel, told: list[Told]) -> None:
         lines: dict[str, list[str]] = {event: [] for event in ORDER}
         for each in told:
-            _, event, _, _, about, _ = each
+            _, event, _, _, about, details = each
             if self._watched or about is None:
                 try:
                     lines.setdefault(event, []).append(self._lines.line(each))
                 except Exception:  # a handler's progress may be anything
                     with self._guard:
-                        self.dropped += 1 + each[5].get("skipped", 0)
+                        self.dropped += 1 + details.get("skipped", 0)
         for event, of_the_event in lines.items():
             self._publish(channel, event, of_the_event)
 

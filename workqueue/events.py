@@ -105,20 +105,20 @@ class WorkerOutput:
             if self._stopped and event == HEARTBEAT:
                 return
             self._seq += 1
-            wanted = published and published.wants(event, delivery)
-            if not (printed or wanted):
+            watched = published if published and published.wants(event, delivery) else None
+            if not (printed or watched):
                 return
             now, up = time.time_ns() // 1000, time.monotonic() - STARTED
             if event == "task_started" and delivery:
                 details["waited"] = delivery.waited(now)
             elif event == "task_progress" and self._simulates:
                 details |= {"done_seconds": details["done"], "total_seconds": details["total"]}
-            elif event == HEARTBEAT and published:
-                details = published.snapshot()
+            elif event == HEARTBEAT and watched:
+                details = watched.snapshot()
             about = delivery.about() if delivery else None
             told = self._seq, event, now, up, about, details
-            if published and wanted:
-                published.broadcast.add(told)
+            if watched:
+                watched.broadcast.add(told)
             if printed and self._json:
                 self._say_json(*told[:4], (delivery.fields() if delivery else {}) | details)
         if printed and not self._json:
